@@ -1,0 +1,1 @@
+"""Things to run: `serve`, `demo` and the training of the shipped pairs."""

@@ -1,0 +1,19 @@
+"""DSpark speculative decoding for vLLM, as a plugin.
+
+Importing this package touches neither vLLM nor CUDA. The pieces:
+
+    plugin        entry point that vLLM calls in every process
+    config        `additional_config["dspark"]`, one pydantic model
+    drafters      from `--speculative-config dspark` to a drafter checkpoint
+    checkpoint    what a drafter is and whether it fits its target
+    heads         Markov and confidence heads
+    integration   the only place that knows vLLM's internals
+    cpu           running without a GPU, opt-in
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("vllm-dspark")
+except PackageNotFoundError:  # a source tree that was put on the path, not installed
+    __version__ = "0+uninstalled"

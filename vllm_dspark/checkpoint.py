@@ -1,0 +1,216 @@
+"""What a DSpark drafter checkpoint is, and whether it fits its target.
+
+Two formats are published. DeepSpec's config.json is the target's with DSpark's fields added;
+speculators' nests the layer config under `transformer_layer_config` and counts target layers
+from one. `DrafterSpec` is what both say, in DeepSpec's terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_dspark.heads import HEADS
+
+_FAMILIES = {
+    "Qwen3DSparkModel": "qwen3",
+    "Qwen3OmniDSparkModel": "qwen3",
+    "DSparkSpeculator": "qwen3",
+    "Gemma4DSparkModel": "gemma4",
+}
+
+
+class DrafterMismatchError(ValueError):
+    """A drafter checkpoint is broken, or does not belong to its target."""
+
+    def __init__(self, drafter: str, problems: list[str]) -> None:
+        listed = "; ".join(f"({i}) {p}" for i, p in enumerate(problems, 1))
+        super().__init__(
+            f"DSpark drafter {drafter!r} cannot be used: {listed}. Fix: give the drafter that was "
+            "trained for this target (--speculative-config dspark:PATH_OR_ID), or fetch its "
+            "checkpoint anew."
+        )
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class TargetShape:
+    """The sizes of a target that a drafter depends on."""
+
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class DrafterSpec:
+    """A drafter checkpoint's config, the same for both published formats."""
+
+    family: str  # "qwen3" or "gemma4"
+    layout: str  # "deepspec" or "speculators"
+    hidden_size: int
+    target_hidden_size: int
+    vocab_size: int  # words it can read
+    draft_vocab_size: int  # words it can propose
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    shares_kv: bool  # values are the keys' projection (Gemma4's attention_k_eq_v)
+    block_size: int
+    predicts_from_anchor: bool  # the anchor is the first predicting position
+    target_layer_ids: tuple[int, ...]  # 0-based; -1 is the embedding's output
+    mask_token_id: int | None
+    head_type: str
+    rank: int
+    has_confidence: bool
+    confidence_with_markov: bool
+    quantized: bool
+
+    @property
+    def depth(self) -> int:
+        """γ, the number of tokens it drafts at most."""
+        return self.block_size if self.predicts_from_anchor else self.block_size - 1
+
+    def describe(self) -> str:
+        """One phrase for log lines."""
+        confidence = "no confidence head"
+        if self.has_confidence:
+            features = " with Markov features" if self.confidence_with_markov else ""
+            confidence = f"confidence head{features}"
+        anchor = "predicting anchor" if self.predicts_from_anchor else "bonus anchor"
+        return (
+            f"{self.family} drafter in {self.layout} format, {self.num_layers} layers, "
+            f"{self.head_type} Markov head of rank {self.rank}, {confidence}, {anchor}"
+        )
+
+
+def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
+    """Read a drafter's config.json; None for an architecture that vLLM serves on its own
+    (drafters inside DeepSeek-V4 checkpoints and other model-specific ones).
+
+    Args:
+        drafter: path or hub id, for messages.
+        config: contents of config.json, or of vLLM's reading of it, which turns speculators'
+            fields into DeepSpec's and adds `dspark_bonus_anchor`.
+
+    Raises:
+        DrafterMismatchError: fields are missing or make no sense; all problems are listed.
+    """
+    speculators = config.get("speculators_model_type") == "dspark"
+    architectures = list(config.get("architectures") or [])
+    if "DSparkDraftModel" in architectures and config.get("model_type") == "qwen3":
+        architectures = ["Qwen3DSparkModel"]
+    family = next((_FAMILIES[a] for a in architectures if a in _FAMILIES), None)
+    if family is None and speculators:
+        family = "qwen3"
+    if family is None:
+        return None
+
+    layer = config["transformer_layer_config"] if speculators else config
+    problems: list[str] = []
+
+    def need(source: Mapping[str, Any], *names: str) -> Any:
+        for name in names:
+            if source.get(name) is not None:
+                return source[name]
+        problems.append(f"its config.json lacks {names[0]!r}")
+        return 0
+
+    global_dims = family == "gemma4"
+    shares_kv = global_dims and bool(layer.get("attention_k_eq_v"))
+    kv_name = "num_global_key_value_heads" if shares_kv else "num_key_value_heads"
+    hidden_size = need(layer, "hidden_size")
+    num_heads = need(layer, "num_attention_heads")
+    vocab_size = need(layer, "vocab_size")
+    layer_ids = (
+        need(config, "aux_hidden_state_layer_ids" if speculators else "target_layer_ids") or ()
+    )
+    dims = ("global_head_dim", "head_dim") if global_dims else ("head_dim",)
+    head_dim = next((layer[d] for d in dims if layer.get(d)), hidden_size // max(num_heads, 1))
+    spec = DrafterSpec(
+        family=family,
+        layout="speculators" if speculators or "dspark_bonus_anchor" in config else "deepspec",
+        hidden_size=hidden_size,
+        target_hidden_size=config.get("target_hidden_size") or hidden_size,
+        vocab_size=vocab_size,
+        draft_vocab_size=config.get("draft_vocab_size") or vocab_size,
+        num_layers=need(layer, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=need(layer, kv_name),
+        head_dim=head_dim,
+        intermediate_size=need(layer, "intermediate_size"),
+        shares_kv=shares_kv,
+        block_size=need(config, "block_size"),
+        predicts_from_anchor=bool(config.get("sample_from_anchor", not speculators)),
+        target_layer_ids=tuple(i - 1 for i in layer_ids) if speculators else tuple(layer_ids),
+        mask_token_id=config.get("mask_token_id"),
+        head_type=str(config.get("markov_head_type") or "vanilla").lower(),
+        rank=config.get("markov_rank") or 0,
+        has_confidence=bool(config.get("enable_confidence_head", False)),
+        confidence_with_markov=bool(config.get("confidence_head_with_markov", False)),
+        quantized=bool(config.get("quantization_config") or layer.get("quantization_config")),
+    )
+    problems += _contradictions(spec)
+    if problems:
+        raise DrafterMismatchError(drafter, problems)
+    return spec
+
+
+def _contradictions(spec: DrafterSpec) -> list[str]:
+    """What is wrong with a config before any target is looked at."""
+    problems = []
+    if spec.head_type not in HEADS:
+        known = ", ".join(map(repr, HEADS))
+        problems.append(f"markov_head_type is {spec.head_type!r}, known are {known}")
+    if spec.rank < 1:
+        problems.append(
+            f"markov_rank is {spec.rank}, needed is at least 1 (a drafter without a Markov head "
+            'is DFlash: serve it with method "dflash")'
+        )
+    if spec.block_size and spec.depth < 1:
+        problems.append(f"block_size {spec.block_size} leaves no position to draft")
+    if spec.mask_token_id is None:
+        problems.append("its config.json lacks 'mask_token_id'")
+    elif not 0 <= spec.mask_token_id < spec.vocab_size:
+        problems.append(
+            f"mask_token_id is {spec.mask_token_id}, outside its vocabulary of {spec.vocab_size}"
+        )
+    ids = spec.target_layer_ids
+    if list(ids) != sorted(set(ids)):
+        problems.append(f"target_layer_ids {list(ids)} are not strictly increasing")
+    return problems
+
+
+def pair_problems(
+    spec: DrafterSpec, target: TargetShape, num_speculative_tokens: int | None = None
+) -> list[str]:
+    """Why a drafter does not fit a target, one phrase a reason; empty if it fits.
+
+    Args:
+        num_speculative_tokens: γ asked for, None for the checkpoint's own.
+    """
+    problems = []
+    if spec.target_hidden_size != target.hidden_size:
+        problems.append(
+            f"it reads hidden states of width {spec.target_hidden_size}, "
+            f"the target's are {target.hidden_size} wide"
+        )
+    if spec.vocab_size < target.vocab_size:
+        problems.append(
+            f"its vocabulary has {spec.vocab_size} words, the target's {target.vocab_size}"
+        )
+    outside = [i for i in spec.target_layer_ids if not -1 <= i < target.num_layers]
+    if outside:
+        problems.append(
+            f"target_layer_ids {outside} are not among the target's layers "
+            f"0 to {target.num_layers - 1}"
+        )
+    if num_speculative_tokens is not None and num_speculative_tokens > spec.depth:
+        problems.append(
+            f"num_speculative_tokens is {num_speculative_tokens}, but block_size "
+            f"{spec.block_size} was trained to draft {spec.depth}"
+        )
+    return problems

@@ -1,0 +1,93 @@
+"""The `vllm-dspark` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vllm_dspark import __version__, compat, cpu
+
+app = typer.Typer(help="DSpark speculative decoding for vLLM.", no_args_is_help=True)
+
+
+@app.command(
+    "cpu",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def run_on_cpu(
+    command: Annotated[list[str], typer.Argument(help="Program and arguments, behind --.")],
+) -> None:
+    """Run COMMAND with vLLM's kernels in Triton's interpreter: no GPU needed, exact, slow."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise typer.BadParameter(f"found no program named {command[0]!r} on PATH")
+    os.execve(program, command, cpu.environment())
+
+
+@app.command()
+def doctor() -> None:
+    """Tell whether the plugin can work here, and list every seam into vLLM it would use."""
+    console = Console()
+    problems: list[str] = []
+    console.print(f"vllm-dspark {__version__}, needs vLLM {compat.supported_range()}")
+    try:
+        console.print(f"vLLM {compat.require_supported_vllm()}: supported")
+    except compat.IncompatibleVllmError as error:
+        problems.append(str(error))
+    entry_points = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if "dspark" not in entry_points.names:
+        problems.append("vLLM cannot see the plugin: reinstall vllm-dspark")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "dspark" not in allowed.split(","):
+        problems.append(f"VLLM_PLUGINS={allowed} leaves the plugin out")
+    if not problems:
+        console.print(_device_line())
+        console.print(_ledger(problems))
+    for problem in problems:
+        console.print(f"[red]problem:[/red] {problem}", highlight=False)
+    console.print("nothing is wrong" if not problems else f"{len(problems)} problem(s)")
+    raise typer.Exit(bool(problems))
+
+
+def _device_line() -> str:
+    import torch
+    from vllm.triton_utils import HAS_TRITON
+
+    if torch.cuda.is_available():
+        return f"GPU: {torch.cuda.get_device_name()}"
+    if HAS_TRITON:
+        return "no GPU; kernels run in Triton's interpreter"
+    return "no GPU; start vLLM with `vllm-dspark cpu -- vllm ...` to run without one"
+
+
+def _ledger(problems: list[str]) -> Any:
+    from vllm_dspark.integration.ledger import LEDGER, REQUEST_SEAMS
+
+    table = Table(title="Seams into vLLM", show_lines=True)
+    for column in ("target", "when", "reason", "goes when vLLM has", "fits"):
+        table.add_column(column, overflow="fold")
+    for patch in LEDGER:
+        try:
+            patch.check()
+            fits = "yes"
+        except compat.IncompatibleVllmError as error:
+            problems.append(str(error))
+            fits = "no"
+        when = "plugin loads" if patch in REQUEST_SEAMS else "DSpark asked for, in the worker"
+        table.add_row(patch.target, when, patch.reason, patch.upstream, fits)
+    return table
+
+
+def main() -> None:
+    """Entry point of the `vllm-dspark` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What an operator can set: `additional_config["dspark"]`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class DSparkConfigError(ValueError):
+    """`additional_config["dspark"]` cannot be used as it stands."""
+
+
+class DSparkConfig(BaseModel):
+    """Options of the plugin. γ, the drafter and the drafting mode are vLLM's own options and
+    stay in `--speculative-config`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    enabled: bool = Field(
+        default=True,
+        description="False leaves DSpark to vLLM's built-in implementation.",
+    )
+    confidence: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description=(
+            "When the drafter's confidence head is evaluated. auto: when adaptive verification "
+            "reads it. always: on every draft. never: not at all."
+        ),
+    )
+    check_weights: bool = Field(
+        default=True,
+        description="Compare a local drafter's weight files with its config before loading.",
+    )
+
+    @classmethod
+    def from_additional_config(cls, additional_config: Any) -> DSparkConfig:
+        """Read the `dspark` entry of vLLM's `additional_config`; absent means all defaults.
+
+        Raises:
+            DSparkConfigError: an unknown key (the nearest valid one is named) or a value of
+                the wrong type.
+        """
+        if not isinstance(additional_config, Mapping) or "dspark" not in additional_config:
+            return cls()
+        options = additional_config["dspark"]
+        if not isinstance(options, Mapping):
+            raise DSparkConfigError(
+                f'additional_config["dspark"] is {options!r}; needed is an object with any of '
+                f"the keys {_names(cls.model_fields)}."
+            )
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            problems = "; ".join(_problem(e, cls.model_fields) for e in error.errors())
+            raise DSparkConfigError(f'additional_config["dspark"]: {problems}.') from None
+
+    def check_against(self, *, adaptive_verification: bool) -> None:
+        """Refuse options that contradict each other.
+
+        Args:
+            adaptive_verification: `enable_adaptive_verification` of the speculative config.
+
+        Raises:
+            DSparkConfigError: naming both sides.
+        """
+        if self.confidence == "never" and adaptive_verification:
+            raise DSparkConfigError(
+                'additional_config["dspark"]: confidence is "never", but '
+                "enable_adaptive_verification needs the confidence head. Fix: drop one of the two."
+            )
+
+
+def _names(keys: Any) -> str:
+    return ", ".join(map(repr, keys))
+
+
+def _problem(error: Any, fields: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] != "extra_forbidden":
+        return f"{key!r} is {error['input']!r}: {error['msg']}"
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+    return f"unknown key {key!r}; nearest is {near[0]!r}, known are {_names(fields)}"

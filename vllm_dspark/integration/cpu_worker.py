@@ -1,0 +1,16 @@
+"""vLLM's CPU worker with the engine seams in place."""
+
+from __future__ import annotations
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from vllm_dspark.integration.seams import open_engine_seams
+
+
+class DSparkCpuWorker(CPUWorker):
+    """Chosen through `parallel_config.worker_cls`, only where DSpark was asked for."""
+
+    def init_device(self) -> None:
+        """Patch the model runner's module, then build the runner from it."""
+        open_engine_seams()
+        super().init_device()

@@ -1,0 +1,50 @@
+"""All patches of this package, in the order in which they come into play.
+
+Two groups. The *request* seams are put in place when the plugin loads: they are how a request
+for DSpark reaches us at all, and they hand everything else on unchanged. The *engine* seams
+are put in place in a worker process, and only when its engine was asked for DSpark.
+"""
+
+from __future__ import annotations
+
+from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_speculative_config
+from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
+from vllm_dspark.integration.patching import Patch
+from vllm_dspark.integration.runner import wrap_init_speculator
+
+REQUEST_SEAMS = (
+    Patch(
+        target="vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        reason="--speculative-config takes the bare word dspark and dspark:PATH_OR_ID",
+        upstream="a registry of named speculative configs behind --speculative-config",
+        parameters=("parser",),
+        wrap=wrap_add_cli_args,
+        static=True,
+    ),
+    Patch(
+        target="vllm.engine.arg_utils:EngineArgs.create_speculative_config",
+        reason="finds the drafter, checks options and checkpoint before anything loads",
+        upstream="a validation hook for plugins in SpeculativeConfig",
+        parameters=("self", "target_model_config", "target_parallel_config"),
+        wrap=wrap_create_speculative_config,
+    ),
+    Patch(
+        target="vllm.config.vllm:VllmConfig._validate_adaptive_verification",
+        reason="a finished config that asks for DSpark gets our worker class",
+        upstream="a hook for plugins at the end of VllmConfig.__post_init__",
+        parameters=("self",),
+        wrap=wrap_validate_adaptive_verification,
+    ),
+)
+
+ENGINE_SEAMS = (
+    Patch(
+        target="vllm.v1.worker.gpu.model_runner:init_speculator",
+        reason="the runner builds our proposer for method dspark",
+        upstream="a registry of speculators by method name",
+        parameters=("vllm_config", "device", "req_states"),
+        wrap=wrap_init_speculator,
+    ),
+)
+
+LEDGER = REQUEST_SEAMS + ENGINE_SEAMS

@@ -1,0 +1,19 @@
+"""The engine seams in vLLM's V2 model runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def wrap_init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Method dspark gets our proposer, every other method vLLM's own."""
+
+    def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
+        if vllm_config.speculative_config.method != "dspark":
+            return original(vllm_config, device, req_states)
+        from vllm_dspark.integration.proposer import DSparkProposer
+
+        return DSparkProposer(vllm_config, device)
+
+    return init_speculator

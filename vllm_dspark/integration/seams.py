@@ -1,0 +1,47 @@
+"""Putting the patches of the ledger in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def open_request_seams() -> None:
+    """When the plugin loads: let requests for DSpark reach us. Idempotent."""
+    from vllm_dspark.integration.ledger import REQUEST_SEAMS
+
+    for patch in REQUEST_SEAMS:
+        patch.apply()
+
+
+def open_engine_seams() -> None:
+    """In a worker whose engine was asked for DSpark: put our parts in. Idempotent."""
+    from vllm_dspark.integration.ledger import ENGINE_SEAMS
+
+    for patch in ENGINE_SEAMS:
+        patch.apply()
+
+
+def refuse_requests(error: Exception) -> None:
+    """On a vLLM we do not know: fail requests for DSpark, leave all others alone.
+
+    Args:
+        error: what a request for DSpark shall raise.
+
+    Raises:
+        Exception: `error` itself, if even this seam is not where it was.
+    """
+    try:
+        from vllm.engine.arg_utils import EngineArgs
+
+        original = EngineArgs.create_speculative_config
+    except (ImportError, AttributeError):
+        raise error from None
+
+    def create_speculative_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = getattr(self, "speculative_config", None)
+        method = given.get("method") if isinstance(given, dict) else given
+        if "dspark" in (method, getattr(self, "spec_method", None)):
+            raise error
+        return original(self, *args, **kwargs)
+
+    EngineArgs.create_speculative_config = create_speculative_config
