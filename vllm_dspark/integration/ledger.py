@@ -11,6 +11,7 @@ from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_spe
 from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
 from vllm_dspark.integration.patching import Patch
 from vllm_dspark.integration.runner import wrap_init_speculator
+from vllm_dspark.integration.sampling_params import wrap_validate_spec_decode
 
 REQUEST_SEAMS = (
     Patch(
@@ -34,6 +35,13 @@ REQUEST_SEAMS = (
         upstream="a hook for plugins at the end of VllmConfig.__post_init__",
         parameters=("self",),
         wrap=wrap_validate_adaptive_verification,
+    ),
+    Patch(
+        target="vllm.sampling_params:SamplingParams._validate_spec_decode",
+        reason="min_p and logit_bias work with DSpark: the V2 runner applies both to every row",
+        upstream="a check that knows the model runner's version",
+        parameters=("self", "speculative_config"),
+        wrap=wrap_validate_spec_decode,
     ),
 )
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_dspark.config import DSparkConfig
+
 
 def wrap_init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Method dspark gets our proposer, every other method vLLM's own."""
+    """Method dspark gets our proposer; every other method, and an engine in this process
+    whose configuration turns us off, vLLM's own."""
 
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
-        if vllm_config.speculative_config.method != "dspark":
+        config = DSparkConfig.from_additional_config(vllm_config.additional_config)
+        if vllm_config.speculative_config.method != "dspark" or not config.enabled:
             return original(vllm_config, device, req_states)
         from vllm_dspark.integration.proposer import DSparkProposer
 

@@ -1,0 +1,1 @@
+"""Measurements. Each command writes JSON that says what it ran on."""
