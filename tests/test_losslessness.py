@@ -24,7 +24,7 @@ pytestmark = pytest.mark.engine
 WORDS = 5
 POSITIONS = 3
 GAMMA = 2  # block after the first token: two drafts and the bonus token cover POSITIONS
-SAMPLES = 400  # the interpreter needs about 0.1 s for each
+SAMPLES = 300  # the interpreter needs about 0.2 s for each
 PROMPT = [1, 2, 3]
 SIGNIFICANCE = 1e-3  # of one test; there are 6, and seeds are fixed
 
@@ -33,8 +33,8 @@ REGIMES: dict[str, dict[str, Any]] = {
     "temperature 0.7, top-p 0.9": {"temperature": 0.7, "top_p": 0.9},
     "temperature 1, min-p and bias": {
         "temperature": 1.0,
-        "min_p": 0.1,
-        "logit_bias": {0: 1.0, 3: -1.0},
+        "min_p": 0.05,
+        "logit_bias": {0: -1.0, 3: 1.0},
     },
 }
 
@@ -44,7 +44,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random pair whose distributions overlap without being equal."""
     folder = tmp_path_factory.mktemp("pair")
     write_target(folder, vocab_size=WORDS, seed=3)
-    write_drafter(folder / "dspark", folder, seed=4)
+    write_drafter(folder / "dspark", folder, rank=4, seed=4)
     return folder
 
 
@@ -70,7 +70,7 @@ def exact_joint(target: Path, regime: dict[str, Any]) -> np.ndarray:
     joint = np.ones((WORDS,) * POSITIONS)
     with torch.no_grad():
         for length in range(POSITIONS):
-            prefixes = np.indices((WORDS,) * length).reshape(length, -1).T
+            prefixes = np.indices((WORDS,) * length).reshape(length, WORDS**length).T
             ids = torch.tensor([PROMPT + list(map(int, p)) for p in prefixes])
             logits = model(ids).logits[:, -1]
             each = np.stack([word_probabilities(row, regime) for row in logits])
@@ -92,6 +92,8 @@ def p_value(samples: np.ndarray, joint: np.ndarray) -> float:
     observed_bins = np.append(counts[~small], counts[small].sum())
     expected_bins = np.append(expected[~small], expected[small].sum())
     keep = expected_bins > 0
+    if keep.sum() < 2:
+        return 1.0  # one possible outcome, and it is what came
     return float(chisquare(observed_bins[keep], expected_bins[keep]).pvalue)
 
 

@@ -67,20 +67,23 @@ def _device_line() -> str:
 
 
 def _ledger(problems: list[str]) -> Any:
-    from vllm_dspark.integration.ledger import LEDGER, REQUEST_SEAMS
+    from vllm_dspark.integration.ledger import ENGINE_SEAMS, INTERPRETER_SEAMS, REQUEST_SEAMS
 
     table = Table(title="Seams into vLLM", show_lines=True)
     for column in ("target", "when", "reason", "goes when vLLM has", "fits"):
         table.add_column(column, overflow="fold")
-    for patch in LEDGER:
-        try:
-            patch.check()
-            fits = "yes"
-        except compat.IncompatibleVllmError as error:
-            problems.append(str(error))
-            fits = "no"
-        when = "plugin loads" if patch in REQUEST_SEAMS else "DSpark asked for, in the worker"
-        table.add_row(patch.target, when, patch.reason, patch.upstream, fits)
+    groups = [("plugin loads", REQUEST_SEAMS), ("DSpark asked for, in the worker", ENGINE_SEAMS)]
+    if cpu.is_active():
+        groups.append(("plugin loads under `vllm-dspark cpu`", INTERPRETER_SEAMS))
+    for when, patches in groups:
+        for patch in patches:
+            try:
+                patch.check()
+                fits = "yes"
+            except compat.IncompatibleVllmError as error:
+                problems.append(str(error))
+                fits = "no"
+            table.add_row(patch.target, when, patch.reason, patch.upstream, fits)
     return table
 
 

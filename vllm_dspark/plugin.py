@@ -10,17 +10,16 @@ def register() -> None:
     request for DSpark fail with the reason; every other use of that vLLM goes on as before.
     """
     from vllm_dspark import compat, cpu
-
-    if cpu.is_active():
-        from vllm_dspark.cpu.repairs import repair_interpreter
-
-        repair_interpreter()
-
     from vllm_dspark.integration import seams
 
     try:
         compat.require_supported_vllm()
     except compat.IncompatibleVllmError as error:
         seams.refuse_requests(error)
-    else:
-        seams.open_request_seams()
+        return
+    seams.open_request_seams()
+    if cpu.is_active():
+        from vllm_dspark.cpu.repairs import repair_interpreter
+
+        repair_interpreter()
+        seams.open_interpreter_seams()

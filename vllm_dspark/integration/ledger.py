@@ -1,6 +1,8 @@
 """All patches of this package, in the order in which they come into play.
 
-Two groups. The *request* seams are put in place when the plugin loads: they are how a request
+Three groups. The *interpreter* seams belong to running without a GPU (`vllm_dspark.cpu`), with or
+without DSpark; they are put in place when the plugin loads in a process that asked for it, and
+in no other. The *request* seams are put in place when the plugin loads: they are how a request
 for DSpark reaches us at all, and they hand everything else on unchanged. The *engine* seams
 are put in place in a worker process, and only when its engine was asked for DSpark.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_speculative_config
 from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
+from vllm_dspark.integration.interpreter import wrap_apply_top_k_top_p_triton
 from vllm_dspark.integration.patching import Patch
 from vllm_dspark.integration.runner import wrap_init_speculator
 from vllm_dspark.integration.sampling_params import wrap_validate_spec_decode
@@ -55,4 +58,17 @@ ENGINE_SEAMS = (
     ),
 )
 
-LEDGER = REQUEST_SEAMS + ENGINE_SEAMS
+INTERPRETER_SEAMS = (
+    Patch(
+        target="vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p_triton",
+        reason="top-k and top-p in vLLM's torch code: Triton's interpreter cannot run this kernel",
+        upstream="an interpreter whose loop variables are tensors",
+        parameters={
+            "0.32": ("logits", "k", "p", "mask_value"),
+            "0.33": ("logits", "k", "p", "mask_value", "has_topp_only_rows"),
+        },
+        wrap=wrap_apply_top_k_top_p_triton,
+    ),
+)
+
+LEDGER = REQUEST_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS

@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_dspark.compat import IncompatibleVllmError, installed_vllm, supported_range
+from packaging.version import Version
+
+from vllm_dspark.compat import IncompatibleVllmError, require_supported_vllm, supported_range
 
 _MARK = "__dspark_patch__"
 
@@ -28,7 +30,8 @@ class Patch:
         target: "module:qualified.name" of the function.
         reason: what the replacement adds.
         upstream: the hook in vLLM that would make this patch unnecessary.
-        parameters: the names that the target's parameters must have, in order.
+        parameters: the names that the target's parameters must have, in order; by vLLM version
+            ("0.32") where supported versions differ.
         wrap: takes the original function, returns the replacement.
         static: the target is a staticmethod of its class.
     """
@@ -36,7 +39,7 @@ class Patch:
     target: str
     reason: str
     upstream: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
     static: bool = False
 
@@ -83,6 +86,12 @@ class Patch:
         if getattr(current, _MARK, None) is not self:
             self._require_parameters(current)
 
+    def parameters_on(self, version: Version) -> tuple[str, ...]:
+        """The parameters that the target must have on a vLLM version."""
+        if isinstance(self.parameters, tuple):
+            return self.parameters
+        return self.parameters[f"{version.major}.{version.minor}"]
+
     def _owner(self) -> tuple[Any, str]:
         module, _, path = self.target.partition(":")
         *parents, name = path.split(".")
@@ -98,13 +107,14 @@ class Patch:
         if function is None:
             raise self._incompatible("found nothing of that name")
         found = tuple(inspect.signature(function).parameters)
-        if found != self.parameters:
+        if found != self.parameters_on(require_supported_vllm()):
             raise self._incompatible(f"found parameters ({', '.join(found)})")
 
     def _incompatible(self, found: str) -> IncompatibleVllmError:
+        version = require_supported_vllm()
         return IncompatibleVllmError(
             f"vllm-dspark wants to extend {self.target} ({self.reason}) and {found}; needed are "
-            f"parameters ({', '.join(self.parameters)}). This is vLLM {installed_vllm()}, "
+            f"parameters ({', '.join(self.parameters_on(version))}). This is vLLM {version}, "
             f"supported is {supported_range()}. Fix: install a supported, unmodified vLLM, or "
             "leave dspark out of VLLM_PLUGINS."
         )

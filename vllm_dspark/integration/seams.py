@@ -21,6 +21,14 @@ def open_engine_seams() -> None:
         patch.apply()
 
 
+def open_interpreter_seams() -> None:
+    """When the plugin loads in a process that runs kernels in Triton's interpreter. Idempotent."""
+    from vllm_dspark.integration.ledger import INTERPRETER_SEAMS
+
+    for patch in INTERPRETER_SEAMS:
+        patch.apply()
+
+
 def refuse_requests(error: Exception) -> None:
     """On a vLLM we do not know: fail requests for DSpark, leave all others alone.
 

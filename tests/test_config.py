@@ -1,0 +1,127 @@
+"""What an operator may set, and how each wrong setting is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from vllm_dspark.config import DSparkConfig, DSparkConfigError
+
+
+def read(options: Any) -> DSparkConfig:
+    return DSparkConfig.from_additional_config({"dspark": options})
+
+
+@pytest.mark.parametrize(
+    "additional_config",
+    [{}, {"dspark": {}}, {"other_plugin": {"enabled": False}}, None, "a string", ["dspark"]],
+    ids=str,
+)
+def test_absent_options_are_all_defaults(additional_config: Any) -> None:
+    """vLLM lets other plugins put anything there; without our entry nothing is read."""
+    config = DSparkConfig.from_additional_config(additional_config)
+    assert config == DSparkConfig(enabled=True, confidence="auto", check_weights=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"enabled": False},
+        {"confidence": "always", "check_weights": False},
+        {"enabled": True, "confidence": "never", "check_weights": True},
+    ],
+    ids=str,
+)
+def test_round_trip(options: dict[str, Any]) -> None:
+    """What was read is what was written, and reads the same again."""
+    config = read(options)
+    assert options.items() <= config.model_dump().items()
+    assert config.model_dump(exclude_unset=True) == options
+    assert read(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("unknown", "nearest"),
+    [
+        ("enable", "enabled"),
+        ("Enabled", "enabled"),
+        ("confidense", "confidence"),
+        ("check_weight", "check_weights"),
+        ("check-weights", "check_weights"),
+    ],
+)
+def test_unknown_key_names_the_nearest(unknown: str, nearest: str) -> None:
+    """A typo must not be ignored, and the answer must say what was meant."""
+    with pytest.raises(DSparkConfigError) as caught:
+        read({unknown: True})
+    message = str(caught.value)
+    assert f"unknown key {unknown!r}" in message
+    assert f"nearest is {nearest!r}" in message
+    for known in DSparkConfig.model_fields:
+        assert repr(known) in message
+
+
+def test_key_like_nothing_known_is_refused_too() -> None:
+    """The nearest key exists for every input, however far away."""
+    with pytest.raises(DSparkConfigError, match=r"unknown key 'zzz'; nearest is '\w+'"):
+        read({"zzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("enabled", "true"),  # JSON's true, not a word
+        ("enabled", 1),
+        ("enabled", None),
+        ("check_weights", 0),
+        ("check_weights", "no"),
+        ("confidence", "Auto"),
+        ("confidence", True),
+        ("confidence", 0.5),
+        ("confidence", ["auto"]),
+    ],
+)
+def test_wrong_type_or_value_is_named(key: str, value: Any) -> None:
+    """Strict: nothing is guessed from a value of another type."""
+    with pytest.raises(DSparkConfigError) as caught:
+        read({key: value})
+    assert f"{key!r} is {value!r}" in str(caught.value)
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(DSparkConfigError) as caught:
+        read({"enabled": "yes", "confidence": "maybe", "chek_weights": True})
+    message = str(caught.value)
+    assert "'enabled' is 'yes'" in message
+    assert "'confidence' is 'maybe'" in message
+    assert "nearest is 'check_weights'" in message
+
+
+@pytest.mark.parametrize("options", [True, "off", ["enabled"], 3, None], ids=repr)
+def test_entry_that_is_no_mapping(options: Any) -> None:
+    with pytest.raises(DSparkConfigError) as caught:
+        read(options)
+    assert repr(options) in str(caught.value)
+    assert "'enabled'" in str(caught.value)
+
+
+@pytest.mark.parametrize("confidence", ["auto", "always", "never"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_only_contradictions_are_refused(confidence: str, adaptive: bool) -> None:
+    """Adaptive verification reads the confidences that `never` forbids; all else goes together."""
+    config = read({"confidence": confidence})
+    if confidence == "never" and adaptive:
+        with pytest.raises(DSparkConfigError, match=r'"never".*enable_adaptive_verification.*Fix'):
+            config.check_against(adaptive_verification=adaptive)
+    else:
+        config.check_against(adaptive_verification=adaptive)
+
+
+def test_config_cannot_be_changed_afterwards() -> None:
+    """Every part of the engine sees the same options."""
+    config = read({})
+    with pytest.raises(ValidationError):
+        config.enabled = False
