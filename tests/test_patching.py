@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from vllm_dspark.compat import IncompatibleVllmError
+from vllm_dspark.integration import patching
 from vllm_dspark.integration.patching import Patch
 
 SOURCE = '''
@@ -152,6 +154,22 @@ def test_other_parameters_are_refused(
     assert "found parameters (a, b)" in message
     assert f"needed are parameters ({', '.join(parameters)})" in message
     assert "Fix:" in message
+
+
+@pytest.mark.parametrize(("version", "fits"), [("0.32.0", True), ("0.33.1", False)])
+def test_parameters_by_version(
+    module: Any, monkeypatch: pytest.MonkeyPatch, version: str, fits: bool
+) -> None:
+    """Where supported versions differ, each is held to its own list."""
+    monkeypatch.setattr(patching, "require_supported_vllm", lambda: Version(version))
+    seam = patch("function", parameters={"0.32": ("a", "b"), "0.33": ("a", "b", "c")})
+    if fits:
+        seam.apply()
+        assert seam.is_applied()
+    else:
+        with pytest.raises(IncompatibleVllmError, match=r"needed are parameters \(a, b, c\)"):
+            seam.apply()
+        assert not seam.is_applied()
 
 
 @pytest.mark.parametrize(

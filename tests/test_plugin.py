@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 
 from tests.child import ask, clean_environment
+from tests.conftest import HAS_GPU
 from vllm_dspark import compat
 from vllm_dspark.compat import IncompatibleVllmError
-from vllm_dspark.integration.ledger import ENGINE_SEAMS, LEDGER, REQUEST_SEAMS
+from vllm_dspark.integration.ledger import (
+    ENGINE_SEAMS,
+    INTERPRETER_SEAMS,
+    LEDGER,
+    REQUEST_SEAMS,
+)
 from vllm_dspark.plugin import register
 
 
@@ -69,16 +75,25 @@ def test_registering_twice_is_registering_once(untouched_vllm: None) -> None:
     assert [vars(patch._owner()[0])[patch._owner()[1]] for patch in REQUEST_SEAMS] == first
 
 
+@pytest.mark.skipif(HAS_GPU, reason="about the interpreter; this machine has a GPU")
+def test_interpreter_seams_open_where_kernels_are_interpreted() -> None:
+    for patch in INTERPRETER_SEAMS:
+        patch.undo()
+    register()
+    assert all(patch.is_applied() for patch in INTERPRETER_SEAMS)
+
+
 WHAT_IS_PATCHED = """
     import sys
     from vllm.plugins import load_general_plugins
     load_general_plugins()
     before = set(sys.modules)
-    from vllm_dspark.integration.ledger import REQUEST_SEAMS
+    from vllm_dspark.integration.ledger import INTERPRETER_SEAMS, REQUEST_SEAMS
     import torch
     answer = {
         "patched": [patch.is_applied() for patch in REQUEST_SEAMS],
         "loaded": sorted(name for name in before if name.startswith("vllm_dspark")),
+        "interpreter": [patch.is_applied() for patch in INTERPRETER_SEAMS],
         "runner": "vllm.v1.worker.gpu.model_runner" in before,
         "cuda": torch.cuda.is_initialized(),
     }
@@ -96,6 +111,7 @@ def test_loading_the_plugin_opens_request_seams_only() -> None:
     """Engine seams wait for a request for DSpark: their module is not even imported."""
     seen = ask(WHAT_IS_PATCHED, clean_environment(VLLM_PLUGINS="dspark"))
     assert all(seen["patched"])
+    assert not any(seen["interpreter"])
     assert seen["runner"] is False
     assert seen["cuda"] is False
     engine_parts = {f"vllm_dspark.integration.{n}" for n in ("proposer", "models", "worker")}
@@ -103,7 +119,7 @@ def test_loading_the_plugin_opens_request_seams_only() -> None:
 
 
 def test_ledger_is_complete_and_each_patch_has_its_reasons() -> None:
-    assert LEDGER == REQUEST_SEAMS + ENGINE_SEAMS
+    assert LEDGER == REQUEST_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS
     assert len({patch.target for patch in LEDGER}) == len(LEDGER)
     for patch in LEDGER:
         assert patch.reason

@@ -11,7 +11,7 @@ import ast
 
 import pytest
 
-from tests.vllm_sources import SUPPORTED, NoRegistryError, Sources, calls, parameters, source_root
+from tests.vllm_sources import SUPPORTED, NoRegistryError, Sources, calls, parameters
 from vllm_dspark.compat import installed_vllm, supported_range
 from vllm_dspark.integration.engine_config import _WORKERS
 from vllm_dspark.integration.ledger import LEDGER
@@ -26,7 +26,7 @@ MODELS = "vllm.model_executor.models"
 def vllm(request: pytest.FixtureRequest) -> Sources:
     """Sources of one supported version."""
     try:
-        return Sources(source_root(request.param))
+        return Sources(request.param)
     except NoRegistryError as error:
         pytest.skip(str(error))
 
@@ -45,7 +45,7 @@ def test_all_supported_versions_are_looked_at() -> None:
 def test_patched_function_has_the_parameters_we_expect(vllm: Sources, patch: Patch) -> None:
     function = vllm.function(patch.target)
     assert function is not None, f"{patch.target} is gone"
-    assert parameters(function) == patch.parameters
+    assert parameters(function) == patch.parameters_on(vllm.version)
     decorators = {ast.unparse(decorator) for decorator in function.decorator_list}
     assert ("staticmethod" in decorators) is patch.static
     assert decorators <= {"staticmethod"}
@@ -60,6 +60,7 @@ def test_patched_function_has_the_parameters_we_expect(vllm: Sources, patch: Pat
         ("vllm.config.vllm:VllmConfig.__post_init__", "_validate_adaptive_verification"),
         ("vllm.sampling_params:SamplingParams.verify", "_validate_spec_decode"),
         (f"{GPU}.model_runner:GPUModelRunner.__init__", "init_speculator"),
+        ("vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p", "apply_top_k_top_p_triton"),
         (f"{DSPARK}._generate_draft", "_sample_sequential"),
     ],
 )
@@ -131,6 +132,10 @@ def test_runner_takes_init_speculator_from_its_own_module(vllm: Sources) -> None
             "file_name model revision",
         ),
         ("vllm.logger:init_logger", "name"),
+        (
+            "vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p_pytorch",
+            "logits k p allow_cpu_sync",
+        ),
     ],
 )
 def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from packaging.version import Version
 
 from vllm_dspark.compat import installed_vllm
 
@@ -74,11 +76,15 @@ class Sources:
     """Looking up definitions in one version's files.
 
     Args:
-        root: folder that holds `vllm/`.
+        version: one of SUPPORTED.
+
+    Raises:
+        NoRegistryError: see `source_root`.
     """
 
-    def __init__(self, root: Folder) -> None:
-        self.root = root
+    def __init__(self, version: str) -> None:
+        self.version = Version(version)
+        self.root = source_root(version)
         self._modules: dict[str, ast.Module | None] = {}
 
     def module(self, name: str) -> ast.Module | None:
@@ -143,7 +149,7 @@ class Sources:
             return None
         if _definition(tree, name) is not None:
             return module
-        for node in tree.body:
+        for node in _statements(tree.body):
             if isinstance(node, ast.ImportFrom) and name in [a.name for a in node.names]:
                 origin = node.module or ""
                 if node.level:
@@ -162,6 +168,14 @@ class Sources:
                 if found is not None:
                     return found
         return None
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """What runs when a module is imported, inside `if` and `try` too."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements([*node.body, *node.orelse])
 
 
 def _definition(scope: ast.AST, name: str) -> ast.AST | None:

@@ -93,8 +93,7 @@ def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
 
     Args:
         drafter: path or hub id, for messages.
-        config: contents of config.json, or of vLLM's reading of it, which turns speculators'
-            fields into DeepSpec's and adds `dspark_bonus_anchor`.
+        config: contents of config.json.
 
     Raises:
         DrafterMismatchError: fields are missing or make no sense; all problems are listed.
@@ -132,7 +131,7 @@ def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
     head_dim = next((layer[d] for d in dims if layer.get(d)), hidden_size // max(num_heads, 1))
     spec = DrafterSpec(
         family=family,
-        layout="speculators" if speculators or "dspark_bonus_anchor" in config else "deepspec",
+        layout="speculators" if speculators else "deepspec",
         hidden_size=hidden_size,
         target_hidden_size=config.get("target_hidden_size") or hidden_size,
         vocab_size=vocab_size,

@@ -17,6 +17,7 @@ from vllm_dspark.checkpoint import (
 )
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.drafter_config import read_config
 from vllm_dspark.weights import read_headers, weight_problems
 
 _HELP = (
@@ -99,7 +100,7 @@ def _requested_config(engine_args: Any) -> dict[str, Any] | None:
     if asked.get("method") == "dspark":
         return asked
     if "method" not in asked and asked.get("model"):
-        found = _read_config(asked["model"], asked.get("revision"))
+        found = read_config(asked["model"], asked.get("revision"))
         if found is not None and drafters.is_drafter_config(found):
             return asked | {"method": "dspark"}
     return None
@@ -119,7 +120,7 @@ def _complete(asked: dict[str, Any], target: Any, config: DSparkConfig) -> dict[
         target_config = target.hf_config.to_dict()
         asked = asked | {"model": drafters.find_drafter(target.model, target_config)}
     drafter = asked["model"]
-    found = _read_config(drafter, asked.get("revision"))
+    found = read_config(drafter, asked.get("revision"))
     if found is None:
         raise DrafterMismatchError(drafter, ["no config.json could be read from it"])
     if not drafters.is_drafter_config(found) and not drafters.carries_own_drafter(found):
@@ -154,12 +155,6 @@ def _check_pair(
         problems += [] if headers is None else weight_problems(spec, headers)
     if problems:
         raise DrafterMismatchError(drafter, problems)
-
-
-def _read_config(model: str, revision: str | None) -> dict[str, Any] | None:
-    from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
-
-    return get_hf_file_to_dict("config.json", model, revision or "main")
 
 
 def _require_v2_runner() -> None:

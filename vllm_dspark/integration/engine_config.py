@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_dspark import __version__
-from vllm_dspark.checkpoint import drafter_spec
 from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.drafter_config import read_spec
 
 # Platform's worker → ours, by qualified name: the name travels with the config into every
 # worker process, on this machine or another.
@@ -57,7 +57,7 @@ def describe(vllm_config: Any, config: DSparkConfig) -> str:
     """The start-up line: what was taken over and every mode that was chosen."""
     speculative = vllm_config.speculative_config
     draft = speculative.draft_model_config
-    spec = drafter_spec(draft.model, draft.hf_config.to_dict())
+    spec = read_spec(draft)
     drafter = "model-specific drafter, vLLM's own heads" if spec is None else spec.describe()
     verification = "adaptive (vLLM's)" if speculative.enable_adaptive_verification else "all of γ"
     return (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -18,8 +18,9 @@ from vllm.model_executor.models.gemma4_dspark import Gemma4DSparkForCausalLM
 from vllm.model_executor.models.qwen3_dspark import Qwen3DSparkForCausalLM
 from vllm.model_executor.models.registry import ModelRegistry
 
-from vllm_dspark.checkpoint import DrafterMismatchError, DrafterSpec, drafter_spec
+from vllm_dspark.checkpoint import DrafterMismatchError, DrafterSpec
 from vllm_dspark.heads import MarkovHead, build_markov_head
+from vllm_dspark.integration.drafter_config import read_spec
 from vllm_dspark.weights import weight_problems
 
 _HEAD = "markov_head."
@@ -27,8 +28,6 @@ _HEAD = "markov_head."
 
 class _OurHeads:
     """What both drafter models share: the Markov head and the loader."""
-
-    architecture: ClassVar[str]  # the checkpoint's name for it
 
     model: Any
     config: Any
@@ -44,8 +43,8 @@ class _OurHeads:
             DrafterMismatchError: another head is asked for together with one of those.
         """
         name = self.draft_model_config.model
-        spec = drafter_spec(name, self.config.to_dict() | {"architectures": [self.architecture]})
-        assert spec is not None, f"drafter_spec() must know {self.architecture}"
+        spec = read_spec(self.draft_model_config)
+        assert spec is not None, "our_architecture() and drafter_spec() must agree"
         self.spec = spec
         self.sequential_head = None
         topk = getattr(self.config, "dspark_draft_topk", None)
@@ -103,8 +102,6 @@ class _OurHeads:
 class DSparkQwen3ForCausalLM(_OurHeads, Qwen3DSparkForCausalLM):
     """Qwen3 drafter, DeepSpec or speculators format."""
 
-    architecture = "Qwen3DSparkModel"
-
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         Qwen3DSparkForCausalLM.__init__(self, vllm_config=vllm_config, prefix=prefix)
         self.install_head()
@@ -117,10 +114,9 @@ class DSparkQwen3ForCausalLM(_OurHeads, Qwen3DSparkForCausalLM):
 class DSparkGemma4ForCausalLM(_OurHeads, Gemma4DSparkForCausalLM):
     """Gemma4 drafter, with its own embedding and LM head."""
 
-    architecture = "Gemma4DSparkModel"
-
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        Gemma4DSparkForCausalLM.__init__(self, vllm_config=vllm_config, prefix=prefix)
+        # vLLM registers attention layers by name, and a text-only Gemma4 target uses these too.
+        Gemma4DSparkForCausalLM.__init__(self, vllm_config=vllm_config, prefix=prefix or "dspark")
         self.install_head()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
