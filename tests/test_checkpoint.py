@@ -124,23 +124,6 @@ def test_depth_follows_the_block_layout(layout: str, predicts: bool | None, dept
     assert read(config).depth == depth
 
 
-def test_vllms_reading_of_speculators_is_understood() -> None:
-    """In worker processes the config arrives translated: flat, ids from 0, one flag added."""
-    nested = drafter_config(QWEN3_TARGET, layout="speculators")
-    flat = nested["transformer_layer_config"] | {
-        name: value
-        for name, value in nested.items()
-        if name not in ("transformer_layer_config", "speculators_model_type", "architectures")
-    }
-    flat |= {
-        "architectures": ["Qwen3DSparkModel"],
-        "target_layer_ids": [i - 1 for i in flat.pop("aux_hidden_state_layer_ids")],
-        "sample_from_anchor": False,
-        "dspark_bonus_anchor": True,
-    }
-    assert read(flat) == read(nested)
-
-
 def test_gemma4_uses_its_global_attention_sizes() -> None:
     """Its draft layers attend fully, with the wider heads; values are the keys' projection."""
     spec = read(drafter_config(GEMMA4_TARGET))

@@ -15,7 +15,7 @@ REQUESTS = [
             arrives=2 * i)
     for i in range(12)
 ]  # fmt: skip
-GRAPHS = {
+GRAPHS: dict[str, Any] = {
     "max_model_len": 512,
     "max_num_seqs": 16,
     "max_num_batched_tokens": 2048,

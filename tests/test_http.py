@@ -66,7 +66,8 @@ def completion(one: VllmServer, prompt: str) -> tuple[str, Any]:
 
 def streamed_completion(one: VllmServer, prompt: str) -> tuple[str, Any]:
     """The same in pieces."""
-    text, ids = "", []
+    text = ""
+    ids: list[int] = []
     for chunk in client(one).completions.create(prompt=prompt, stream=True, **GREEDY):
         text += chunk.choices[0].text
         ids += (chunk.choices[0].model_extra or {}).get("token_ids") or []
@@ -83,7 +84,8 @@ def chat(one: VllmServer, prompt: str) -> tuple[str, Any]:
 def streamed_chat(one: VllmServer, prompt: str) -> tuple[str, Any]:
     """The same in pieces."""
     messages: Any = [{"role": "user", "content": prompt}]
-    text, ids = "", []
+    text = ""
+    ids: list[int] = []
     for chunk in client(one).chat.completions.create(messages=messages, stream=True, **GREEDY):
         if chunk.choices:
             text += chunk.choices[0].delta.content or ""

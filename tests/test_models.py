@@ -17,6 +17,7 @@ from tests.pairs import write_drafter, write_target
 from vllm_dspark.checkpoint import DrafterMismatchError, drafter_spec
 from vllm_dspark.heads import HEADS
 from vllm_dspark.integration import models, proposer
+from vllm_dspark.integration.drafter_config import read_spec
 from vllm_dspark.integration.ledger import ENGINE_SEAMS
 from vllm_dspark.integration.models import _OURS, _OurHeads, our_architecture
 from vllm_dspark.integration.runner import wrap_init_speculator
@@ -26,13 +27,11 @@ HEAD_TYPES = pytest.mark.parametrize("head_type", ["vanilla", "gated", "rnn"])
 
 
 class Drafter(_OurHeads):
-    """The shared part alone, on a drafter's config; vLLM's backbone and loader are stubs."""
+    """The shared part alone, for a checkpoint folder; vLLM's backbone and loader are stubs."""
 
-    architecture = "Qwen3DSparkModel"
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = SimpleNamespace(to_dict=lambda: dict(config), **config)
-        self.draft_model_config = SimpleNamespace(model="the drafter")
+    def __init__(self, folder: Path) -> None:
+        self.config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        self.draft_model_config = SimpleNamespace(model=str(folder), revision=None)
         self.model = nn.Module()
         self.model.markov_head = self.vllms_head = nn.Linear(1, 1)
         self.seen: list[str] = []
@@ -47,12 +46,22 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_target(tmp_path_factory.mktemp("models") / "target")
 
 
-def drafter(target: Path, folder: Path, **options: Any) -> tuple[Drafter, Tensors]:
+def write(target: Path, folder: Path, changes: dict[str, Any], **options: Any) -> Path:
+    """A drafter's checkpoint, with changes to its config.json."""
+    folder = write_drafter(folder / "drafter", target, rank=5, **options)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def drafter(
+    target: Path, folder: Path, changes: dict[str, Any] | None = None, **options: Any
+) -> tuple[Drafter, Tensors]:
     """A drafter with our head installed, and the weights of its checkpoint."""
-    written = write_drafter(folder / "drafter", target, rank=5, **options)
-    made = Drafter(json.loads((written / "config.json").read_text()))
+    folder = write(target, folder, changes or {}, **options)
+    made = Drafter(folder)
     made.install_head()
-    return made, load_file(written / "model.safetensors")
+    return made, load_file(folder / "model.safetensors")
 
 
 @HEAD_TYPES
@@ -117,7 +126,7 @@ def test_loader_that_reports_nothing(target: Path, tmp_path: Path) -> None:
     assert made.load_checked(weights.items(), lambda given: list(given) and None) is None
 
 
-KEEPS_VLLMS = {
+KEEPS_VLLMS: dict[str, dict[str, Any]] = {
     "quantized": {"quantization_config": {"quant_method": "fp8"}},
     "dspark_draft_topk": {"dspark_draft_topk": 4},
 }
@@ -127,13 +136,11 @@ KEEPS_VLLMS = {
 def test_vllms_vanilla_head_stays_where_it_is_needed(
     target: Path, tmp_path: Path, why: str
 ) -> None:
-    made, weights = drafter(target, tmp_path)
-    kept = Drafter(made.config.to_dict() | KEEPS_VLLMS[why])
-    kept.install_head()
-    assert kept.sequential_head is None
-    assert kept.model.markov_head is kept.vllms_head
-    kept.load_checked(weights.items(), kept.load)
-    assert kept.seen == list(weights)  # its own loader gets everything
+    made, weights = drafter(target, tmp_path, KEEPS_VLLMS[why])
+    assert made.sequential_head is None
+    assert made.model.markov_head is made.vllms_head
+    made.load_checked(weights.items(), made.load)
+    assert made.seen == list(weights)  # its own loader gets everything
 
 
 @pytest.mark.parametrize("why", KEEPS_VLLMS)
@@ -141,34 +148,31 @@ def test_vllms_vanilla_head_stays_where_it_is_needed(
 def test_other_heads_are_refused_there(
     target: Path, tmp_path: Path, head_type: str, why: str
 ) -> None:
-    made, _ = drafter(target, tmp_path, head_type=head_type)
+    folder = write(target, tmp_path, KEEPS_VLLMS[why], head_type=head_type)
     with pytest.raises(DrafterMismatchError, match=f"{why}.* vanilla head only, not {head_type}"):
-        Drafter(made.config.to_dict() | KEEPS_VLLMS[why]).install_head()
+        Drafter(folder).install_head()
 
 
 @pytest.mark.parametrize(
-    ("family", "layout", "anchor"),
-    [
-        ("qwen3", "deepspec", None),
-        ("qwen3", "speculators", None),
-        ("qwen3", "speculators", True),
-        ("gemma4", "deepspec", None),
-    ],
+    ("family", "layout"),
+    [("qwen3", "deepspec"), ("qwen3", "speculators"), ("gemma4", "deepspec")],
 )
-def test_config_as_vllm_reads_it_means_the_same(
-    tmp_path: Path, family: str, layout: str, anchor: bool | None
-) -> None:
-    """Front end and workers read the drafter by different ways: file, and vLLM's config."""
+def test_spec_behind_vllms_model_config(tmp_path: Path, family: str, layout: str) -> None:
+    """vLLM's own reading renames and folds fields; the spec is the file's all the same."""
     from vllm.transformers_utils.config import get_config
 
     folder = write_target(tmp_path / "target", family=family)
-    written = write_drafter(
-        tmp_path / "d", folder, layout=layout, head_type="rnn", sample_from_anchor=anchor
-    )
-    from_file = drafter_spec("d", json.loads((written / "config.json").read_text()))
-    from_vllm = drafter_spec("d", get_config(written, trust_remote_code=False).to_dict())
-    assert from_file is not None
-    assert from_vllm == from_file
+    written = write_drafter(tmp_path / "d", folder, layout=layout, head_type="rnn")
+    hf_config = get_config(written, trust_remote_code=False)
+    read = read_spec(SimpleNamespace(model=str(written), revision=None, hf_config=hf_config))
+    assert read == drafter_spec("d", json.loads((written / "config.json").read_text()))
+    assert read is not None
+    assert (read.family, read.layout, read.head_type) == (family, layout, "rnn")
+
+
+def test_spec_of_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(DrafterMismatchError, match=r"no config\.json could be read"):
+        read_spec(SimpleNamespace(model=str(tmp_path), revision=None))
 
 
 @pytest.mark.parametrize("architecture", _OURS)

@@ -108,46 +108,66 @@ def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
     if family is None:
         return None
 
-    layer = config["transformer_layer_config"] if speculators else config
+    layer = config.get("transformer_layer_config") if speculators else config
+    if not isinstance(layer, Mapping):
+        raise DrafterMismatchError(
+            drafter, [f"its transformer_layer_config is {layer!r}, needed is an object"]
+        )
     problems: list[str] = []
 
-    def need(source: Mapping[str, Any], *names: str) -> Any:
-        for name in names:
-            if source.get(name) is not None:
-                return source[name]
-        problems.append(f"its config.json lacks {names[0]!r}")
-        return 0
+    def count(source: Mapping[str, Any], name: str, default: int | None = None) -> int:
+        value = source.get(name)
+        if value is None and default is None:
+            problems.append(f"its config.json lacks {name!r}")
+        elif value is None:
+            return default or 0
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            problems.append(f"{name} is {value!r}, needed is a whole number of at least 1")
+        else:
+            return value
+        return 1  # goes on to find further problems
 
     global_dims = family == "gemma4"
     shares_kv = global_dims and bool(layer.get("attention_k_eq_v"))
     kv_name = "num_global_key_value_heads" if shares_kv else "num_key_value_heads"
-    hidden_size = need(layer, "hidden_size")
-    num_heads = need(layer, "num_attention_heads")
-    vocab_size = need(layer, "vocab_size")
-    layer_ids = (
-        need(config, "aux_hidden_state_layer_ids" if speculators else "target_layer_ids") or ()
-    )
-    dims = ("global_head_dim", "head_dim") if global_dims else ("head_dim",)
-    head_dim = next((layer[d] for d in dims if layer.get(d)), hidden_size // max(num_heads, 1))
+    kv_default = layer.get("num_key_value_heads") if shares_kv else None  # as transformers do
+    hidden_size = count(layer, "hidden_size")
+    num_heads = count(layer, "num_attention_heads")
+    vocab_size = count(layer, "vocab_size")
+    head_dim = count(layer, "head_dim", max(hidden_size // num_heads, 1))
+    layer_ids = _layer_ids(config, speculators, problems)
+    mask_token_id = config.get("mask_token_id")
+    if mask_token_id is None:
+        problems.append("its config.json lacks 'mask_token_id'")
+    elif not _is_int(mask_token_id) or not 0 <= mask_token_id < vocab_size:
+        problems.append(
+            f"mask_token_id is {mask_token_id!r}, outside its vocabulary of {vocab_size}"
+        )
+    rank = config.get("markov_rank") or 0
+    if not _is_int(rank) or rank < 1:
+        problems.append(
+            f"markov_rank is {rank!r}, needed is at least 1 (a drafter without a Markov head "
+            'is DFlash: serve it with method "dflash")'
+        )
     spec = DrafterSpec(
         family=family,
         layout="speculators" if speculators else "deepspec",
         hidden_size=hidden_size,
-        target_hidden_size=config.get("target_hidden_size") or hidden_size,
+        target_hidden_size=count(config, "target_hidden_size", hidden_size),
         vocab_size=vocab_size,
-        draft_vocab_size=config.get("draft_vocab_size") or vocab_size,
-        num_layers=need(layer, "num_hidden_layers"),
+        draft_vocab_size=count(config, "draft_vocab_size", vocab_size),
+        num_layers=count(layer, "num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=need(layer, kv_name),
-        head_dim=head_dim,
-        intermediate_size=need(layer, "intermediate_size"),
+        num_kv_heads=count(layer, kv_name, kv_default),
+        head_dim=count(layer, "global_head_dim", head_dim) if global_dims else head_dim,
+        intermediate_size=count(layer, "intermediate_size"),
         shares_kv=shares_kv,
-        block_size=need(config, "block_size"),
+        block_size=count(config, "block_size"),
         predicts_from_anchor=bool(config.get("sample_from_anchor", not speculators)),
-        target_layer_ids=tuple(i - 1 for i in layer_ids) if speculators else tuple(layer_ids),
-        mask_token_id=config.get("mask_token_id"),
+        target_layer_ids=layer_ids,
+        mask_token_id=mask_token_id,
         head_type=str(config.get("markov_head_type") or "vanilla").lower(),
-        rank=config.get("markov_rank") or 0,
+        rank=rank,
         has_confidence=bool(config.get("enable_confidence_head", False)),
         confidence_with_markov=bool(config.get("confidence_head_with_markov", False)),
         quantized=bool(config.get("quantization_config") or layer.get("quantization_config")),
@@ -158,28 +178,35 @@ def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
     return spec
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _layer_ids(
+    config: Mapping[str, Any], speculators: bool, problems: list[str]
+) -> tuple[int, ...]:
+    """Target layers the drafter reads, 0-based; speculators count them from 1."""
+    name = "aux_hidden_state_layer_ids" if speculators else "target_layer_ids"
+    ids = config.get(name)
+    if ids is None:
+        problems.append(f"its config.json lacks {name!r}")
+        return ()
+    if not isinstance(ids, list | tuple) or not ids or not all(map(_is_int, ids)):
+        problems.append(f"{name} is {ids!r}, needed is a list of layer numbers")
+        return ()
+    if list(ids) != sorted(set(ids)):
+        problems.append(f"{name} {list(ids)} are not strictly increasing")
+    return tuple(i - 1 for i in ids) if speculators else tuple(ids)
+
+
 def _contradictions(spec: DrafterSpec) -> list[str]:
-    """What is wrong with a config before any target is looked at."""
+    """What is wrong with a config as a whole, before any target is looked at."""
     problems = []
     if spec.head_type not in HEADS:
         known = ", ".join(map(repr, HEADS))
         problems.append(f"markov_head_type is {spec.head_type!r}, known are {known}")
-    if spec.rank < 1:
-        problems.append(
-            f"markov_rank is {spec.rank}, needed is at least 1 (a drafter without a Markov head "
-            'is DFlash: serve it with method "dflash")'
-        )
-    if spec.block_size and spec.depth < 1:
+    if spec.depth < 1 and not spec.predicts_from_anchor:
         problems.append(f"block_size {spec.block_size} leaves no position to draft")
-    if spec.mask_token_id is None:
-        problems.append("its config.json lacks 'mask_token_id'")
-    elif not 0 <= spec.mask_token_id < spec.vocab_size:
-        problems.append(
-            f"mask_token_id is {spec.mask_token_id}, outside its vocabulary of {spec.vocab_size}"
-        )
-    ids = spec.target_layer_ids
-    if list(ids) != sorted(set(ids)):
-        problems.append(f"target_layer_ids {list(ids)} are not strictly increasing")
     return problems
 
 

@@ -119,8 +119,7 @@ def read_headers(folder: Path) -> dict[str, Shape | None] | None:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / name for name in shards]
+        files = [folder / name for name in _shards(folder, index)]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -131,6 +130,14 @@ def read_headers(folder: Path) -> dict[str, Shape | None] | None:
             raise DrafterMismatchError(str(folder), [f"its index names {file.name}, not there"])
         found |= _read_header(folder, file)
     return found
+
+
+def _shards(folder: Path, index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{index.name} is truncated or damaged: {error!r}"
+        raise DrafterMismatchError(str(folder), [problem]) from None
 
 
 def _read_header(folder: Path, file: Path) -> dict[str, Shape | None]:

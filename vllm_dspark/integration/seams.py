@@ -30,7 +30,7 @@ def open_interpreter_seams() -> None:
 
 
 def refuse_requests(error: Exception) -> None:
-    """On a vLLM we do not know: fail requests for DSpark, leave all others alone.
+    """On a vLLM we do not know: fail requests for DSpark, leave all others alone. Idempotent.
 
     Args:
         error: what a request for DSpark shall raise.
@@ -45,11 +45,19 @@ def refuse_requests(error: Exception) -> None:
     except (ImportError, AttributeError):
         raise error from None
 
+    if hasattr(original, "__dspark_guard__"):
+        return
+
     def create_speculative_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = getattr(self, "speculative_config", None)
         method = given.get("method") if isinstance(given, dict) else given
-        if "dspark" in (method, getattr(self, "spec_method", None)):
+        asked = (method, getattr(self, "spec_method", None))
+        if any(isinstance(word, str) and word.partition(":")[0] == "dspark" for word in asked):
             raise error
         return original(self, *args, **kwargs)
 
+    from vllm_dspark.integration.arguments import wrap_add_cli_args
+
+    EngineArgs.add_cli_args = staticmethod(wrap_add_cli_args(EngineArgs.add_cli_args))
+    create_speculative_config.__dspark_guard__ = True  # type: ignore[attr-defined]
     EngineArgs.create_speculative_config = create_speculative_config
