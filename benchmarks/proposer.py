@@ -1,20 +1,26 @@
-"""Our proposer against vLLM's built-in one, fixed γ, in turn on one machine.
+"""Our proposer against vLLM's built-in one, verifying all of γ, side by side on one machine.
 
-    python -m benchmarks.proposer --target examples/tiny-python --out FILE.json
+    python -m benchmarks.proposer compare --target examples/tiny-python --out FILE.json
 
-Each arm and concurrency C gets an engine of its own, in a process of its own, with
-max_num_seqs=C, and 6·C prompts, so that the batch is full but for the last few requests. The
-arms take turns; the figure is the median over all repeats, the spread is stated beside it.
+At each concurrency C both arms have an engine up at the same time, in processes of their own,
+with max_num_seqs=C. They are timed in turn, pass by pass (ABBA), on the same 6·C prompts, so the
+batch is full but for the last few requests and a slow moment of the machine meets both. The
+figure is the median over passes; the spread between passes is stated beside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,150 +31,190 @@ from rich.table import Table
 from benchmarks.provenance import provenance
 
 ARMS = {"built-in": False, "ours": True}
-CAPTURE_SIZES = [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512]
 
 app = typer.Typer(help=__doc__)
 
 
-@app.command()
-def measure(
-    arm: Annotated[str, typer.Option(help="built-in or ours")],
-    concurrency: Annotated[int, typer.Option(help="Requests in flight.")],
-    target: Annotated[Path, typer.Option(help="Target with its drafter beside it.")],
-    repeats: Annotated[int, typer.Option(help="Timed passes after a warm-up pass.")] = 3,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "greedy",
-    max_tokens: Annotated[int, typer.Option(help="Tokens a request.")] = 256,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
-    gamma: Annotated[int, typer.Option(help="Drafts a round.")] = 7,
-) -> None:
-    """One arm at one concurrency; prints one line of JSON. Started by `compare`."""
+@app.command(hidden=True)
+def arm(options: Annotated[str, typer.Argument(help="JSON, see `compare`")]) -> None:
+    """One engine. Prints a line of JSON when ready, then one for every line it reads."""
     from vllm import LLM, SamplingParams
 
+    o = json.loads(options)
+    concurrency, gamma = o["concurrency"], o["gamma"]
     llm = LLM(
-        str(target),
-        dtype=dtype,
+        o["target"],
+        dtype=o["dtype"],
         max_model_len=1024,
         max_num_seqs=concurrency,
         max_num_batched_tokens=8192,
-        gpu_memory_utilization=0.5,
+        gpu_memory_utilization=0.4,
         enable_prefix_caching=False,
         disable_log_stats=False,
         seed=0,
         compilation_config={
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": [s for s in CAPTURE_SIZES if s <= concurrency * (gamma + 1)],
+            "cudagraph_capture_sizes": _capture_sizes(concurrency * (gamma + 1)),
         },
         speculative_config={
             "method": "dspark",
             "num_speculative_tokens": gamma,
-            "draft_sample_method": drafting,
+            "draft_sample_method": o["drafting"],
         },
-        additional_config={"dspark": {"enabled": ARMS[arm]}},
+        additional_config={"dspark": {"enabled": o["enabled"]}},
     )
     prompts = [f"import os\n\n# {i}\ndef function_{i}(" for i in range(6 * concurrency)]
     params = [
-        SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True, seed=i)
+        SamplingParams(
+            temperature=o["temperature"], max_tokens=o["max_tokens"], ignore_eos=True, seed=i
+        )
         for i in range(len(prompts))
     ]
-    rates, tokens = [], []
-    for _ in range(1 + repeats):
+
+    def timed_pass() -> dict[str, Any]:
         started = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
-        elapsed = time.perf_counter() - started
-        tokens = [list(o.outputs[0].token_ids) for o in outputs]
-        rates.append(sum(map(len, tokens)) / elapsed)
+        seconds = time.perf_counter() - started
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        return {
+            "tokens_per_second": sum(map(len, tokens)) / seconds,
+            "tokens_crc32": zlib.crc32(json.dumps(tokens).encode()),
+            "accepted_length": _accepted_length(llm),
+        }
+
+    _answer(timed_pass())  # warm-up
+    for _ in sys.stdin:
+        _answer(timed_pass())
+
+
+def _answer(result: dict[str, Any]) -> None:
+    print("RESULT " + json.dumps(result), flush=True)
+
+
+def _capture_sizes(limit: int) -> list[int]:
+    sizes = [1, 2, 4, *range(8, 65, 8), *range(96, 257, 32), *range(320, 2049, 64)]
+    return [size for size in sizes if size <= limit]
+
+
+def _accepted_length(llm: Any) -> float:
+    """Tokens emitted per round since the engine started, the target's own included."""
     totals: dict[str, float] = {}
     for metric in llm.get_metrics():
-        if metric.name.startswith("vllm:spec_decode") and hasattr(metric, "value"):
+        if hasattr(metric, "value"):
             totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
     accepted = totals["vllm:spec_decode_num_accepted_tokens"]
-    length = 1 + accepted / totals["vllm:spec_decode_num_drafts"]
-    print("RESULT " + json.dumps({
-        "arm": arm, "concurrency": concurrency, "tokens_per_second": rates[1:],
-        "accepted_length": length, "tokens_digest": zlib.crc32(json.dumps(tokens).encode()),
-    }))  # fmt: skip
+    return 1 + accepted / totals["vllm:spec_decode_num_drafts"]
+
+
+class Arm:
+    """A running `arm` process, in a process group of its own."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.proposer", "arm",
+             json.dumps(options | {"enabled": ARMS[name]})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def result(self) -> dict[str, Any]:
+        """The next answer. Raises RuntimeError with the process's last lines if it ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()[-40:]
+        raise RuntimeError(
+            f"arm {self.name} ended with {self._process.wait()}:\n" + "\n".join(lines)
+        )
+
+    def run(self) -> dict[str, Any]:
+        """One timed pass."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self.result()
+
+    def stop(self) -> None:
+        """End the process and its engine."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def both_arms(options: dict[str, Any]) -> Iterator[dict[str, Arm]]:
+    """Both arms, started at the same time and warmed up; nothing is left behind."""
+    arms = {name: Arm(name, options) for name in ARMS}
+    try:
+        for one in arms.values():
+            one.result()
+        yield arms
+    finally:
+        for one in arms.values():
+            one.stop()
 
 
 @app.command()
 def compare(
     target: Annotated[Path, typer.Option(help="Target with its drafter beside it.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    out: Annotated[Path, typer.Option(help="JSON to write; concurrencies in it are kept.")],
     concurrencies: Annotated[str, typer.Option(help="Requests in flight.")] = "1,16,64",
-    rounds: Annotated[int, typer.Option(help="Turns of both arms.")] = 2,
+    passes: Annotated[int, typer.Option(help="Timed passes of each arm.")] = 8,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "greedy",
+    max_tokens: Annotated[int, typer.Option(help="Tokens a request.")] = 256,
+    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
+    gamma: Annotated[int, typer.Option(help="Drafts a round.")] = 7,
 ) -> None:
-    """Both arms in turn at every concurrency; writes JSON, prints a table."""
+    """Both arms at every concurrency; writes JSON after each, prints a table at the end."""
     console = Console()
-    runs: list[dict[str, Any]] = []
+    settings = {
+        "target": str(target), "temperature": temperature, "drafting": drafting,
+        "max_tokens": max_tokens, "dtype": dtype, "gamma": gamma,
+    }  # fmt: skip
+    kept: dict[str, Any] = {"settings": settings, "runs": {}}
+    if out.is_file():
+        kept = json.loads(out.read_text())
+    if kept["settings"] != settings:
+        raise typer.BadParameter(f"{out} holds other settings: {kept['settings']}")
     for concurrency in map(int, concurrencies.split(",")):
-        for turn in range(rounds):
-            # The order alternates, so that neither arm always meets the warmer machine.
-            for arm in sorted(ARMS, reverse=bool(turn % 2)):
-                runs.append(_run(arm, concurrency, target, temperature, drafting))
-                rate = statistics.median(runs[-1]["tokens_per_second"])
-                console.print(f"{arm} at {concurrency}: {rate:.0f} tok/s")
-    summary = _summary(runs)
-    settings = {"temperature": temperature, "drafting": drafting, "target": target.name}
-    out.write_text(
-        json.dumps(
-            {"provenance": provenance(), "settings": settings, "runs": runs, "summary": summary},
-            indent=1,
-        )
+        if str(concurrency) in kept["runs"]:
+            continue
+        console.print(f"concurrency {concurrency}: starting both engines")
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+        with both_arms(settings | {"concurrency": concurrency}) as arms:
+            for turn in range(passes):
+                for name in sorted(ARMS, reverse=bool(turn % 2)):
+                    runs[name].append(arms[name].run())
+        kept["runs"][str(concurrency)] = runs
+        kept["provenance"] = provenance()
+        out.write_text(json.dumps(kept, indent=1) + "\n")
+    console.print(_table(kept["runs"]))
+
+
+def _table(all_runs: dict[str, dict[str, list[dict[str, Any]]]]) -> Table:
+    table = Table(
+        "concurrency", "built-in tok/s", "ours tok/s", "ours / built-in", "spread", "same"
     )
-    table = Table("concurrency", "built-in tok/s", "ours tok/s", "ours / built-in", "spread")
-    for row in summary:
+    for concurrency, runs in all_runs.items():
+        rates = {name: [r["tokens_per_second"] for r in runs[name]] for name in ARMS}
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        spread = max((max(v) - min(v)) / median[name] for name, v in rates.items())
+        tokens = {r["tokens_crc32"] for name in ARMS for r in runs[name]}
         table.add_row(
-            str(row["concurrency"]),
-            f"{row['built-in']:.0f}",
-            f"{row['ours']:.0f}",
-            f"{row['ratio']:.3f}",
-            f"{row['spread']:.1%}",
+            concurrency,
+            f"{median['built-in']:.0f}",
+            f"{median['ours']:.0f}",
+            f"{median['ours'] / median['built-in']:.3f}",
+            f"{spread:.1%}",
+            "yes" if len(tokens) == 1 else "no",
         )
-    console.print(table)
-
-
-def _run(
-    arm: str, concurrency: int, target: Path, temperature: float, drafting: str
-) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.proposer", "measure", "--arm", arm]
-    command += ["--concurrency", str(concurrency), "--target", str(target)]
-    command += ["--temperature", str(temperature), "--drafting", drafting]
-    done = subprocess.run(command, capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    raise RuntimeError(
-        f"arm {arm} at {concurrency} gave no result (exit code {done.returncode}):\n"
-        + "\n".join((done.stdout + done.stderr).splitlines()[-40:])
-    )
-
-
-def _summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over all turns; spread is (max − min) / median of the worse arm."""
-    rows = []
-    for concurrency in sorted({r["concurrency"] for r in runs}):
-        rates = {
-            arm: [
-                rate
-                for r in runs
-                if r["arm"] == arm and r["concurrency"] == concurrency
-                for rate in r["tokens_per_second"]
-            ]
-            for arm in ARMS
-        }
-        medians = {arm: statistics.median(values) for arm, values in rates.items()}
-        rows.append(
-            {"concurrency": concurrency}
-            | medians
-            | {
-                "ratio": medians["ours"] / medians["built-in"],
-                "spread": max((max(v) - min(v)) / medians[a] for a, v in rates.items()),
-            }
-        )
-    return rows
+    return table
 
 
 if __name__ == "__main__":
