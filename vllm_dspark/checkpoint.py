@@ -62,7 +62,7 @@ class DrafterSpec:
     block_size: int
     predicts_from_anchor: bool  # the anchor is the first predicting position
     target_layer_ids: tuple[int, ...]  # 0-based; -1 is the embedding's output
-    mask_token_id: int | None
+    mask_token_id: int
     head_type: str
     rank: int
     has_confidence: bool
@@ -87,6 +87,63 @@ class DrafterSpec:
         )
 
 
+class _Reader:
+    """Reads typed fields and collects what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def count(self, source: Mapping[str, Any], name: str, default: int | None = None) -> int:
+        """A whole number of at least 1; 1 in its place, so that reading goes on."""
+        value = source.get(name)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            self.problems.append(f"its config.json lacks {name!r}")
+        elif not _is_int(value) or value < 1:
+            self.problems.append(f"{name} is {value!r}, needed is a whole number of at least 1")
+        else:
+            return value
+        return 1
+
+    def rank(self, config: Mapping[str, Any]) -> int:
+        """The Markov head's rank; 0 and absence mean that there is no Markov head."""
+        rank = config.get("markov_rank") or 0
+        if not _is_int(rank) or rank < 1:
+            self.problems.append(
+                f"markov_rank is {rank!r}, needed is at least 1 (a drafter without a Markov head "
+                'is DFlash: serve it with method "dflash")'
+            )
+        return rank
+
+    def mask_token_id(self, config: Mapping[str, Any], vocab_size: int) -> int:
+        """The word that stands for a position to be drafted."""
+        value = config.get("mask_token_id")
+        if value is None:
+            self.problems.append("its config.json lacks 'mask_token_id'")
+        elif not _is_int(value) or not 0 <= value < vocab_size:
+            self.problems.append(
+                f"mask_token_id is {value!r}, outside its vocabulary of {vocab_size}"
+            )
+        else:
+            return value
+        return 0
+
+    def layer_ids(self, config: Mapping[str, Any], speculators: bool) -> tuple[int, ...]:
+        """Target layers the drafter reads, 0-based; speculators count them from 1."""
+        name = "aux_hidden_state_layer_ids" if speculators else "target_layer_ids"
+        ids = config.get(name)
+        if ids is None:
+            self.problems.append(f"its config.json lacks {name!r}")
+            return ()
+        if not isinstance(ids, list | tuple) or not ids or not all(map(_is_int, ids)):
+            self.problems.append(f"{name} is {ids!r}, needed is a list of layer numbers")
+            return ()
+        if list(ids) != sorted(set(ids)):
+            self.problems.append(f"{name} {list(ids)} are not strictly increasing")
+        return tuple(i - 1 for i in ids) if speculators else tuple(ids)
+
+
 def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
     """Read a drafter's config.json; None for an architecture that vLLM serves on its own
     (drafters inside DeepSeek-V4 checkpoints and other model-specific ones).
@@ -99,104 +156,64 @@ def drafter_spec(drafter: str, config: Mapping[str, Any]) -> DrafterSpec | None:
         DrafterMismatchError: fields are missing or make no sense; all problems are listed.
     """
     speculators = config.get("speculators_model_type") == "dspark"
-    architectures = list(config.get("architectures") or [])
-    if "DSparkDraftModel" in architectures and config.get("model_type") == "qwen3":
-        architectures = ["Qwen3DSparkModel"]
-    family = next((_FAMILIES[a] for a in architectures if a in _FAMILIES), None)
-    if family is None and speculators:
-        family = "qwen3"
+    family = _family(config, speculators)
     if family is None:
         return None
-
     layer = config.get("transformer_layer_config") if speculators else config
     if not isinstance(layer, Mapping):
-        raise DrafterMismatchError(
-            drafter, [f"its transformer_layer_config is {layer!r}, needed is an object"]
-        )
-    problems: list[str] = []
-
-    def count(source: Mapping[str, Any], name: str, default: int | None = None) -> int:
-        value = source.get(name)
-        if value is None and default is None:
-            problems.append(f"its config.json lacks {name!r}")
-        elif value is None:
-            return default or 0
-        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problems.append(f"{name} is {value!r}, needed is a whole number of at least 1")
-        else:
-            return value
-        return 1  # goes on to find further problems
-
-    global_dims = family == "gemma4"
-    shares_kv = global_dims and bool(layer.get("attention_k_eq_v"))
-    kv_name = "num_global_key_value_heads" if shares_kv else "num_key_value_heads"
-    kv_default = layer.get("num_key_value_heads") if shares_kv else None  # as transformers do
-    hidden_size = count(layer, "hidden_size")
-    num_heads = count(layer, "num_attention_heads")
-    vocab_size = count(layer, "vocab_size")
-    head_dim = count(layer, "head_dim", max(hidden_size // num_heads, 1))
-    layer_ids = _layer_ids(config, speculators, problems)
-    mask_token_id = config.get("mask_token_id")
-    if mask_token_id is None:
-        problems.append("its config.json lacks 'mask_token_id'")
-    elif not _is_int(mask_token_id) or not 0 <= mask_token_id < vocab_size:
-        problems.append(
-            f"mask_token_id is {mask_token_id!r}, outside its vocabulary of {vocab_size}"
-        )
-    rank = config.get("markov_rank") or 0
-    if not _is_int(rank) or rank < 1:
-        problems.append(
-            f"markov_rank is {rank!r}, needed is at least 1 (a drafter without a Markov head "
-            'is DFlash: serve it with method "dflash")'
-        )
+        problem = f"its transformer_layer_config is {layer!r}, needed is an object"
+        raise DrafterMismatchError(drafter, [problem])
+    read = _Reader()
+    shares_kv = family == "gemma4" and bool(layer.get("attention_k_eq_v"))
+    hidden_size = read.count(layer, "hidden_size")
+    num_heads = read.count(layer, "num_attention_heads")
+    vocab_size = read.count(layer, "vocab_size")
+    head_dim = read.count(layer, "head_dim", max(hidden_size // num_heads, 1))
+    num_kv_heads = read.count(layer, "num_key_value_heads")
     spec = DrafterSpec(
         family=family,
         layout="speculators" if speculators else "deepspec",
         hidden_size=hidden_size,
-        target_hidden_size=count(config, "target_hidden_size", hidden_size),
+        target_hidden_size=read.count(config, "target_hidden_size", hidden_size),
         vocab_size=vocab_size,
-        draft_vocab_size=count(config, "draft_vocab_size", vocab_size),
-        num_layers=count(layer, "num_hidden_layers"),
+        draft_vocab_size=read.count(config, "draft_vocab_size", vocab_size),
+        num_layers=read.count(layer, "num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=count(layer, kv_name, kv_default),
-        head_dim=count(layer, "global_head_dim", head_dim) if global_dims else head_dim,
-        intermediate_size=count(layer, "intermediate_size"),
+        num_kv_heads=(
+            read.count(layer, "num_global_key_value_heads", num_kv_heads)
+            if shares_kv
+            else num_kv_heads
+        ),
+        head_dim=(
+            read.count(layer, "global_head_dim", head_dim) if family == "gemma4" else head_dim
+        ),
+        intermediate_size=read.count(layer, "intermediate_size"),
         shares_kv=shares_kv,
-        block_size=count(config, "block_size"),
+        block_size=read.count(config, "block_size"),
         predicts_from_anchor=bool(config.get("sample_from_anchor", not speculators)),
-        target_layer_ids=layer_ids,
-        mask_token_id=mask_token_id,
+        target_layer_ids=read.layer_ids(config, speculators),
+        mask_token_id=read.mask_token_id(config, vocab_size),
         head_type=str(config.get("markov_head_type") or "vanilla").lower(),
-        rank=rank,
+        rank=read.rank(config),
         has_confidence=bool(config.get("enable_confidence_head", False)),
         confidence_with_markov=bool(config.get("confidence_head_with_markov", False)),
         quantized=bool(config.get("quantization_config") or layer.get("quantization_config")),
     )
-    problems += _contradictions(spec)
-    if problems:
+    if problems := read.problems + _contradictions(spec):
         raise DrafterMismatchError(drafter, problems)
     return spec
 
 
+def _family(config: Mapping[str, Any], speculators: bool) -> str | None:
+    architectures = list(config.get("architectures") or [])
+    if "DSparkDraftModel" in architectures and config.get("model_type") == "qwen3":
+        return "qwen3"
+    family = next((_FAMILIES[a] for a in architectures if a in _FAMILIES), None)
+    return "qwen3" if family is None and speculators else family
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _layer_ids(
-    config: Mapping[str, Any], speculators: bool, problems: list[str]
-) -> tuple[int, ...]:
-    """Target layers the drafter reads, 0-based; speculators count them from 1."""
-    name = "aux_hidden_state_layer_ids" if speculators else "target_layer_ids"
-    ids = config.get(name)
-    if ids is None:
-        problems.append(f"its config.json lacks {name!r}")
-        return ()
-    if not isinstance(ids, list | tuple) or not ids or not all(map(_is_int, ids)):
-        problems.append(f"{name} is {ids!r}, needed is a list of layer numbers")
-        return ()
-    if list(ids) != sorted(set(ids)):
-        problems.append(f"{name} {list(ids)} are not strictly increasing")
-    return tuple(i - 1 for i in ids) if speculators else tuple(ids)
 
 
 def _contradictions(spec: DrafterSpec) -> list[str]:

@@ -57,11 +57,12 @@ def doctor() -> None:
 
 def _device_line() -> str:
     import torch
-    from vllm.triton_utils import HAS_TRITON
+
+    from vllm_dspark.integration.platform import has_triton
 
     if torch.cuda.is_available():
         return f"GPU: {torch.cuda.get_device_name()}"
-    if HAS_TRITON:
+    if has_triton():
         return "no GPU; kernels run in Triton's interpreter"
     return "no GPU; start vLLM with `vllm-dspark cpu -- vllm ...` to run without one"
 

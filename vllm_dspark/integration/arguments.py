@@ -18,6 +18,7 @@ from vllm_dspark.checkpoint import (
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.drafter_config import read_config
+from vllm_dspark.integration.platform import has_triton
 from vllm_dspark.weights import read_headers, weight_problems
 
 _HELP = (
@@ -159,9 +160,7 @@ def _check_pair(
 
 def _require_v2_runner() -> None:
     """DSpark lives in vLLM's V2 model runner, which needs Triton."""
-    from vllm.triton_utils import HAS_TRITON
-
-    if not HAS_TRITON:
+    if not has_triton():
         raise DSparkConfigError(
             "DSpark needs vLLM's V2 model runner, which needs Triton, and vLLM found no Triton "
             "backend for this machine. Fix: on a machine without a GPU start the same command "
