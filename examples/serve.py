@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Annotated
 
@@ -12,8 +13,7 @@ from examples import shipped
 from vllm_dspark.server import ServerError, VllmServer
 
 _TRY = """curl {url}/v1/completions -H 'Content-Type: application/json' -d '{{
-  "model": "{model}", "prompt": "import os\\n\\ndef ", "max_tokens": 64, "temperature": 0
-}}'"""
+  "model": "{model}", "prompt": "import os\\n\\ndef ", "max_tokens": 64, "temperature": 0}}'"""
 
 
 def main(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8000) -> None:
@@ -22,11 +22,16 @@ def main(port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8000) -
     device = "GPU" if shipped.has_gpu() else "CPU, through Triton's interpreter: slow but exact"
     arguments = ["--speculative-config", "dspark", *shipped.serve_arguments()]
     server = VllmServer(str(shipped.PAIR), arguments, env=shipped.environment(), port=port)
-    console.print(f"starting on {device}: {' '.join(server.command)}\nlog: {server.log}")
+    # Also where a parent shell had interrupts ignored, and for whoever stops us politely.
+    for polite in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(polite, signal.default_int_handler)
+    console.print(f"starting on {device}: {' '.join(server.command)}", soft_wrap=True)
+    console.print(f"log: {server.log}", soft_wrap=True)
     try:
         with server:
             console.print(f"\nready on {server.url}. Try:\n", soft_wrap=True)
-            console.print(_TRY.format(url=server.url, model=shipped.PAIR.name), markup=False)
+            command = _TRY.format(url=server.url, model=shipped.PAIR.name)
+            console.print(command, markup=False, soft_wrap=True)
             console.print("\nCtrl-C stops it.")
             while True:
                 server.check_alive()
