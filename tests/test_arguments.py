@@ -290,3 +290,19 @@ def test_without_triton_the_way_out_is_named(target: Path) -> None:
     kind, message = ask(code, clean_environment())
     assert kind == "DSparkConfigError"
     assert "vllm-dspark cpu -- vllm serve" in message
+
+
+@pytest.mark.parametrize("model", ["ngram", "[ngram]", "/no/such/folder", None])
+def test_model_without_method_that_cannot_be_read_is_vllms_business(model: str | None) -> None:
+    """Other methods are found by their model too; ours must not fail requests for them."""
+    from vllm_dspark.integration.arguments import _names_a_drafter
+
+    assert not _names_a_drafter(model, None)
+
+
+def test_model_without_method_is_known_by_its_config(target: Path) -> None:
+    """The drafter's folder alone asks for DSpark."""
+    from vllm_dspark.integration.arguments import _names_a_drafter
+
+    assert _names_a_drafter(str(target / "dspark"), None)
+    assert not _names_a_drafter(str(target), None)

@@ -100,11 +100,21 @@ def _requested_config(engine_args: Any) -> dict[str, Any] | None:
             asked[key] = value
     if asked.get("method") == "dspark":
         return asked
-    if "method" not in asked and asked.get("model"):
-        found = read_config(asked["model"], asked.get("revision"))
-        if found is not None and drafters.is_drafter_config(found):
-            return asked | {"method": "dspark"}
+    if "method" not in asked and _names_a_drafter(asked.get("model"), asked.get("revision")):
+        return asked | {"method": "dspark"}
     return None
+
+
+def _names_a_drafter(model: Any, revision: str | None) -> bool:
+    """Whether a model that was given without a method is a DSpark drafter. A name that cannot
+    be read is none; whatever is wrong with it is vLLM's to say."""
+    if not isinstance(model, str) or "/" not in model:
+        return False  # ngram and other words that are no checkpoints
+    try:
+        config = read_config(model, revision)
+    except DrafterMismatchError:
+        return False
+    return config is not None and drafters.is_drafter_config(config)
 
 
 def _complete(asked: dict[str, Any], target: Any, config: DSparkConfig) -> dict[str, Any]:
