@@ -1,0 +1,1 @@
+"""Confidences that mean what they say: pure numpy, no vLLM, no torch, no clock."""
