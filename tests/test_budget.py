@@ -9,51 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.budget_cases import Case, candidates, cases, changed_behind
 from vllm_dspark.scheduler.budget import allocate, choose_budget, early_stop_lengths
 
 THOUSANDS = settings(max_examples=2000, deadline=None)
-SHAPES = [(1, 1), (1, 7), (4, 1), (2, 3), (3, 2), (3, 3), (4, 2)]
-
-
-class Case(NamedTuple):
-    survival: np.ndarray
-    lengths: np.ndarray
-    step_ms: np.ndarray
-    base: int  # tokens emitted without drafts
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    requests, gamma = draw(st.sampled_from(SHAPES))
-    sixteenths = st.integers(0, 16) | st.sampled_from([0, 8, 16])
-    rows = draw(
-        st.lists(
-            st.lists(sixteenths, min_size=gamma, max_size=gamma).map(sorted),
-            min_size=requests,
-            max_size=requests,
-        )
-    )
-    lengths = draw(
-        st.just([gamma] * requests)
-        | st.lists(st.integers(0, gamma), min_size=requests, max_size=requests)
-    )
-    total = sum(lengths)
-    steps = draw(st.lists(st.integers(0, 6), min_size=total + 1, max_size=total + 1))
-    kind = draw(st.sampled_from(["any", "rising", "flat"]))  # stairs are "rising" with zeros
-    step_ms = {
-        "any": np.array(steps) + 1,  # not even monotone: padding to graph sizes does that
-        "rising": np.cumsum(steps) + 1,
-        "flat": np.full(total + 1, steps[0] + 1),
-    }[kind]
-    survival = np.array(rows)[:, ::-1] / 16
-    return Case(survival, np.array(lengths), step_ms, draw(st.integers(0, requests)))
 
 
 def prefix_vectors(case: Case) -> list[tuple[int, ...]]:
@@ -64,13 +30,6 @@ def gain(case: Case, vector: tuple[int, ...]) -> Fraction:
     return sum(
         (Fraction(a) for row, n in zip(case.survival, vector, strict=True) for a in row[:n]),
         Fraction(0),
-    )
-
-
-def candidates(case: Case) -> list[tuple[float, int, int]]:
-    """(−survival, row, position), best first."""
-    return sorted(
-        (-case.survival[r, j], r, j) for r, n in enumerate(case.lengths) for j in range(n)
     )
 
 
@@ -102,66 +61,15 @@ def test_allocation_is_the_best_of_its_size(case: Case, budget: int) -> None:
     assert tuple(lengths) == max(vectors, key=lambda vector: (gain(case, vector), vector))
 
 
-@THOUSANDS
+@settings(max_examples=1000, deadline=None)
 @given(cases(), st.integers(0, 25), st.data())
 def test_allocation_ignores_what_follows(case: Case, budget: int, data: st.DataObject) -> None:
     """Admission of (r, j) stays when the survival behind it in its row changes: this is what
     losslessness rests on, and an extension that wins a tie against its prefix breaks it."""
-    changed = case.survival.copy()
-    row = data.draw(st.integers(0, len(changed) - 1))
-    position = data.draw(st.integers(0, changed.shape[1] - 1))
-    for j in range(position + 1, changed.shape[1]):
-        changed[row, j] = data.draw(st.integers(0, int(16 * changed[row, j - 1]))) / 16
+    row, position, changed = data.draw(changed_behind(case))
     before = allocate(case.survival, case.lengths, budget)[row] > position
     after = allocate(changed, case.lengths, budget)[row] > position
     assert before == after
-
-
-@THOUSANDS
-@given(cases())
-def test_early_stop_is_the_loop_of_the_paper(case: Case) -> None:
-    lengths = [0] * len(case.lengths)
-    emitted, admitted = Fraction(case.base), 0
-    for negated, row, _ in candidates(case):
-        raised = emitted - Fraction(negated)
-        if raised / int(case.step_ms[admitted + 1]) <= emitted / int(case.step_ms[admitted]):
-            break
-        emitted, admitted = raised, admitted + 1
-        lengths[row] += 1
-    result = early_stop_lengths(*case)
-    assert result.tolist() == lengths
-    assert result.dtype == np.int64
-
-
-@THOUSANDS
-@given(cases(), st.data())
-def test_early_stop_ignores_what_follows(case: Case, data: st.DataObject) -> None:
-    """The same causality as of `allocate`, though here the budget reads current survival too."""
-    changed = case.survival.copy()
-    row = data.draw(st.integers(0, len(changed) - 1))
-    position = data.draw(st.integers(0, changed.shape[1] - 1))
-    for j in range(position + 1, changed.shape[1]):
-        changed[row, j] = data.draw(st.integers(0, int(16 * changed[row, j - 1]))) / 16
-    before = early_stop_lengths(*case)[row] > position
-    after = early_stop_lengths(*case._replace(survival=changed))[row] > position
-    assert before == after
-
-
-@settings(max_examples=300, deadline=None)
-@given(cases())
-def test_early_stop_is_optimal_on_a_single_peak(case: Case) -> None:
-    """A straight cost line makes Θ unimodal; there the two searches agree."""
-    assume(case.base > 0)
-    case = case._replace(step_ms=4 + np.arange(len(case.step_ms)))
-    assert early_stop_lengths(*case).sum() == choose_budget(*case)
-
-
-def test_a_stair_stops_the_early_stop_only() -> None:
-    """One dear admission, then free ones: the unrestricted search sees across the stair."""
-    survival, lengths = np.full((1, 4), 1.0), [4]
-    step_ms = [1, 3, 3, 3, 3]
-    assert early_stop_lengths(survival, lengths, step_ms, 1).tolist() == [0]
-    assert choose_budget(survival, lengths, step_ms, 1) == 4
 
 
 def test_positions_beyond_the_length_are_not_used() -> None:
@@ -170,6 +78,8 @@ def test_positions_beyond_the_length_are_not_used() -> None:
     survival = [[0.5, 0.9, 1.0], [0.4, 0.3, 1.0], [1.0, 1.0, 1.0]]
     lengths = [1, 2, 0]
     assert allocate(survival, lengths, 2).tolist() == [1, 1, 0]
+    # What rises beyond a length must not stand in for the position that it hides.
+    assert allocate([[0.5, 0.4, 1.0], [0.45, 0.0, 0.0]], [2, 1], 2).tolist() == [1, 1]
     assert allocate(survival, lengths, 99).tolist() == [1, 2, 0]
     assert choose_budget(survival, lengths, [1, 1, 1, 1], 3) == 3
     assert early_stop_lengths(survival, lengths, [1, 1, 1, 1], 3).tolist() == [1, 2, 0]
