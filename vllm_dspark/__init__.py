@@ -6,7 +6,11 @@ Importing this package touches neither vLLM nor CUDA. The pieces:
     config        `additional_config["dspark"]`, one pydantic model
     drafters      from `--speculative-config dspark` to a drafter checkpoint
     checkpoint    what a drafter is and whether it fits its target
+    weights       which weights it must hold
     heads         Markov and confidence heads
+    scheduler     how many drafts to verify, and whose (pure)
+    calibration   making confidences honest (pure)
+    server        one `vllm serve` process, from start to certain end
     integration   the only place that knows vLLM's internals
     cpu           running without a GPU, opt-in
 """
