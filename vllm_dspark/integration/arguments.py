@@ -111,10 +111,9 @@ def _names_a_drafter(model: Any, revision: str | None) -> bool:
     if not isinstance(model, str) or "/" not in model:
         return False  # ngram and other words that are no checkpoints
     try:
-        config = read_config(model, revision)
+        return drafters.is_drafter_config(read_config(model, revision))
     except DrafterMismatchError:
         return False
-    return config is not None and drafters.is_drafter_config(config)
 
 
 def _complete(asked: dict[str, Any], target: Any, config: DSparkConfig) -> dict[str, Any]:
@@ -132,8 +131,6 @@ def _complete(asked: dict[str, Any], target: Any, config: DSparkConfig) -> dict[
         asked = asked | {"model": drafters.find_drafter(target.model, target_config)}
     drafter = asked["model"]
     found = read_config(drafter, asked.get("revision"))
-    if found is None:
-        raise DrafterMismatchError(drafter, ["no config.json could be read from it"])
     if not drafters.is_drafter_config(found) and not drafters.carries_own_drafter(found):
         architectures = found.get("architectures")
         raise DrafterMismatchError(

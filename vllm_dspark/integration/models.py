@@ -64,10 +64,6 @@ class _OurHeads:
             hidden_size=spec.hidden_size,
         ).requires_grad_(False)
 
-    def markov_embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """W1 of the previous tokens: [R] → [R, r]."""
-        return self.model.markov_head.embed(token_ids)
-
     def load_checked(
         self, weights: Iterable[tuple[str, torch.Tensor]], load: Any
     ) -> set[str] | None:
