@@ -48,7 +48,9 @@ def arm(options: Annotated[str, typer.Argument(help="JSON, see `compare`")]) -> 
         max_model_len=1024,
         max_num_seqs=concurrency,
         max_num_batched_tokens=8192,
-        gpu_memory_utilization=0.4,
+        # Two engines start at the same time: neither may size itself by what is free just then.
+        gpu_memory_utilization=0.2,
+        kv_cache_memory_bytes=o["kv_cache_gib"] << 30,
         enable_prefix_caching=False,
         disable_log_stats=False,
         seed=0,
@@ -170,12 +172,13 @@ def compare(
     max_tokens: Annotated[int, typer.Option(help="Tokens a request.")] = 256,
     dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
     gamma: Annotated[int, typer.Option(help="Drafts a round.")] = 7,
+    kv_cache_gib: Annotated[int, typer.Option(help="KV cache of each engine, GiB.")] = 2,
 ) -> None:
     """Both arms at every concurrency; writes JSON after each, prints a table at the end."""
     console = Console()
     settings = {
         "target": str(target), "temperature": temperature, "drafting": drafting,
-        "max_tokens": max_tokens, "dtype": dtype, "gamma": gamma,
+        "max_tokens": max_tokens, "dtype": dtype, "gamma": gamma, "kv_cache_gib": kv_cache_gib,
     }  # fmt: skip
     kept: dict[str, Any] = {"settings": settings, "runs": {}}
     if out.is_file():

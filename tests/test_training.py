@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -146,6 +147,21 @@ def test_drafter_has_the_published_names_shapes_and_fields(folder: Path, head: s
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     }
     assert {name: config[name] for name in expected} == expected
+
+
+def test_without_markov_the_bias_stays_zero(folder: Path, tmp_path: Path) -> None:
+    """The ablation trains, serves as a vanilla head, and its W2 never leaves zero."""
+    copy = shutil.copytree(folder, tmp_path / "pair")
+    streams = make_streams(load_corpus(2.0), copy, CPU, seed=0)
+    limits = Limits(12, 4, 6.0, 3.0, batch_size=4, draft_batch_size=2)
+    make_drafters(MICRO, streams, copy, ("none",), limits, seed=0, generated_share=0.0)
+    config = json.loads((copy / "dspark-none" / "config.json").read_text())
+    assert config["markov_head_type"] == "vanilla"
+    weights = load_file(copy / "dspark-none" / "model.safetensors")
+    assert not weights["markov_head.markov_w2.weight"].any()
+    assert weights["markov_head.markov_w1.weight"].any()
+    trained = load_file(folder / "dspark-vanilla" / "model.safetensors")
+    assert trained["markov_head.markov_w2.weight"].any()
 
 
 def test_record_and_size(folder: Path) -> None:

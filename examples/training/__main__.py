@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,7 +60,10 @@ def train(
     max_seconds_drafter: Annotated[
         float, typer.Option(min=0.1, help="per drafter, generated text included")
     ] = 120.0,
-    heads: Annotated[str | None, typer.Option(help="comma-separated Markov heads")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="comma-separated Markov heads; none: no Markov bias")
+    ] = None,
+    draft_layers: Annotated[int | None, typer.Option(min=1, help="default: the preset's")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="windows per target step")] = None,
     draft_batch_size: Annotated[
         int | None, typer.Option(min=2, help="windows per drafter step")
@@ -81,6 +85,8 @@ def train(
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset!r} is none of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
+    if draft_layers is not None:
+        chosen = replace(chosen, draft_layers=draft_layers)
     folder = Path("examples") / preset if out is None else out
     where = pick_device(device)
     corpus = load_corpus(chosen.corpus_megabytes if corpus_mb is None else corpus_mb, text)

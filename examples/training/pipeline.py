@@ -30,6 +30,8 @@ from .target import build_target, held_out_loss, load_target, target_config, tra
 from .tokenizer import END_OF_TEXT, TURN_END, load_tokenizer, save_tokenizer, train_tokenizer
 
 GENERATION_SHARE = 0.25  # of a drafter's seconds may go into generated text
+# "Head" of the ablation: the same drafter whose Markov bias stays zero, which is DFlash's sampling.
+WITHOUT_MARKOV = "none"
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,11 @@ def make_drafters(
     seed: int,
     generated_share: float,
 ) -> None:
-    """Train one drafter per Markov head for the target in `folder`, and write each."""
+    """Train one drafter per Markov head for the target in `folder`, and write each.
+
+    The head `none` trains a vanilla head whose W2 is frozen at its initial zeros: the same
+    drafter, loss and text without a Markov bias, in a checkpoint that serves like any other.
+    """
     set_seed(seed)
     device = streams.train.device
     generator = torch.Generator(device).manual_seed(seed)
@@ -164,8 +170,10 @@ def make_drafters(
     generation_seconds = (time.monotonic() - started) / len(heads)
     for head in heads:
         set_seed(seed)
-        config = drafter_config(folder, preset, head)
+        config = drafter_config(folder, preset, "vanilla" if head == WITHOUT_MARKOV else head)
         drafter = initialise(build_drafter(config)).to(device)
+        if head == WITHOUT_MARKOV:
+            drafter.markov_head.markov_w2.requires_grad_(False)
         progress = train_drafter(
             drafter,
             target,
