@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def provenance() -> dict[str, Any]:
             continue
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *map(_without_folder, sys.argv[1:])]),
         "versions": versions,
         "python": sys.version.split()[0],
         "gpu": gpu,
@@ -39,11 +40,17 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).name
 
 
+def _without_folder(word: str) -> str:
+    """An absolute path without its folder: a record names no path of a machine."""
+    return Path(word).name if word.startswith("/") else word
+
+
 def _commit() -> str | None:
-    """Short hash, with "+" behind it if the tree had uncommitted changes; None outside git."""
+    """Short hash, with "+" behind it if the tree had uncommitted changes; outside git what
+    GIT_COMMIT says, or None."""
     root = Path(__file__).parent
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude", "*"]
     try:
         return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("GIT_COMMIT")

@@ -74,6 +74,22 @@ def source_files(root: Path) -> list[Path]:
     return [path for _, _, path in sorted(files)]
 
 
+def read_source(path: Path) -> str | None:
+    """A file's text; None where there is none to learn from."""
+    try:
+        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        return None  # the test suite has files that are broken on purpose
+    return text if text.strip() and "\0" not in text else None
+
+
+def held_out_texts(root: Path | None = None) -> list[str]:
+    """The held-out files of the standard library (or `root`), without their chat samples."""
+    root = Path(sysconfig.get_path("stdlib")) if root is None else root
+    held_out = (p for p in source_files(root) if is_held_out(p.relative_to(root).as_posix()))
+    return [text for path in held_out if (text := read_source(path)) is not None]
+
+
 def load_corpus(max_megabytes: float, root: Path | None = None) -> Corpus:
     """Read the standard library (or `root`) up to `max_megabytes` (10^6 bytes) of source.
 
@@ -83,11 +99,8 @@ def load_corpus(max_megabytes: float, root: Path | None = None) -> Corpus:
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     corpus = Corpus(train=Split(), held_out=Split(), num_files=0, num_bytes=0)
     for path in source_files(root):
-        try:
-            text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-        except UnicodeDecodeError:
-            continue  # the test suite has files that are broken on purpose
-        if not text.strip() or "\0" in text:
+        text = read_source(path)
+        if text is None:
             continue
         side = corpus.held_out if is_held_out(path.relative_to(root).as_posix()) else corpus.train
         side.add_file(text)

@@ -1,0 +1,76 @@
+"""An arm driven through `LLM`: no HTTP between the clock and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.engine_process import EngineProcess
+from benchmarks.prompts import PromptSet
+from benchmarks.results_format import Run, SweepSettings
+from benchmarks.runners import prompt_count, speculation, spread, today
+
+
+class OfflineRunner:
+    """An engine in a process of its own, driven by `LLMEngine.step`."""
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        env: Mapping[str, str],
+        prompts: PromptSet,
+        settings: SweepSettings,
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(options["model"])
+        self._prompts = [tokenizer(text).input_ids for text in prompts.texts]
+        self._settings = settings
+        self.memory_gib: float | None = None
+        self._process = EngineProcess(name, options, env)
+
+    def wait(self) -> float:
+        """See `Runner`; then a short pass at each temperature, which compiles what is left."""
+        startup_s = self._process.ready()
+        for temperature in (0.0, 1.0):
+            self._pass(self._settings.max_num_seqs, temperature, self._settings.max_num_seqs, 8)
+        return startup_s
+
+    def run(self, concurrency: int, temperature: float, repeat: int) -> Run:
+        """See `Runner`."""
+        count, limit = prompt_count(self._settings, concurrency), self._settings.max_tokens
+        result = self._pass(concurrency, temperature, count, limit)
+        self.memory_gib = max(self.memory_gib or 0.0, result["memory_gib"]) or None
+        each = spread(result["per_token_ms"])
+        return Run(
+            concurrency=concurrency,
+            temperature=temperature,
+            repeat=repeat,
+            prompts=count,
+            output_tokens=result["tokens"],
+            seconds=result["seconds"],
+            tokens_per_second=result["tokens"] / result["seconds"],
+            tokens_per_second_per_user=1000 / each.mean,
+            time_per_output_token_ms=each,
+            time_to_first_token_ms=spread(result["first_token_ms"]),
+            date=today(),
+            **speculation(result["counters"]),
+        )
+
+    def stop(self) -> None:
+        """See `Runner`."""
+        self._process.stop()
+
+    def _pass(self, concurrency: int, temperature: float, count: int, limit: int) -> dict[str, Any]:
+        sampling = {
+            "temperature": temperature,
+            "max_tokens": limit,
+            "ignore_eos": bool(self._settings.extra.get("ignore_eos", True)),
+        }
+        return self._process.run(
+            prompts=self._prompts[:count],
+            concurrency=concurrency,
+            sampling=sampling,
+            seed=self._settings.seed,
+        )
