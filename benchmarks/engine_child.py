@@ -57,11 +57,14 @@ def times_ms(outputs: Sequence[Any]) -> tuple[list[float], list[float]]:
 
 
 def counters(llm: Any) -> dict[str, float]:
-    """vLLM's counters, summed over labels, and those of `instruments.StepCounters`."""
+    """vLLM's counters, summed over labels, and those of `instruments.StepCounters`. Entry i of a
+    vector goes by `name[i]`."""
     totals: dict[str, float] = {}
     for metric in llm.get_metrics():
         if hasattr(metric, "value"):
             totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
+        for i, value in enumerate(getattr(metric, "values", ())):
+            totals[f"{metric.name}[{i}]"] = totals.get(f"{metric.name}[{i}]", 0.0) + value
     return totals | llm.collective_rpc("benchmark_counters")[0]
 
 
