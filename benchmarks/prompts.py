@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def load_prompts(
     name, _, path = dataset.partition(":")
     try:
         if name == PYTHON_TEXT:
-            texts = _python_text(Path(target), count)
+            texts = _python_text(Path(target), count, seed)
         elif name == "deepspec":
             texts = _deepspec(Path(path), target, chat)
         else:
@@ -81,8 +82,8 @@ def load_prompts(
     return PromptSet(f"{name} {stem}".strip(), tuple(repeated))
 
 
-def _python_text(target: Path, count: int) -> list[str]:
-    """Pieces from all over the held-out side of the training's split."""
+def _python_text(target: Path, count: int, seed: int) -> list[str]:
+    """Pieces from all over the held-out side of the training's split, shuffled."""
     import torch
 
     from examples.training.corpus import Split, held_out_texts
@@ -93,7 +94,9 @@ def _python_text(target: Path, count: int) -> list[str]:
     tokenizer = load_tokenizer(target)
     texts = documents(tokenizer, Split(held_out_texts()), 0)
     stream = token_stream(tokenizer, texts, torch.device("cpu"))
-    return [tokenizer.decode(piece) for piece in text_prompts(stream, count, PIECE_TOKENS)]
+    pieces = text_prompts(stream, count, PIECE_TOKENS)
+    random.Random(seed).shuffle(pieces)
+    return [tokenizer.decode(piece) for piece in pieces]
 
 
 def _deepspec(path: Path, target: str, chat: bool) -> list[str]:

@@ -235,9 +235,9 @@ def main(
         },
     )  # fmt: skip
     try:
-        prompts = load_prompts(
-            dataset, target, prompt_count(settings, max(loads)), seed=seed, chat=chat
-        )
+        # As many as the largest load could need, so that a load added later sees the same ones.
+        count = prompt_count(settings, max_num_seqs)
+        prompts = load_prompts(dataset, target, count, seed=seed, chat=chat)
     except PromptsError as error:
         raise typer.BadParameter(str(error)) from None
     settings.dataset, settings.dataset_digest = prompts.name, prompts.digest
