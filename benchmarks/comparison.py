@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from benchmarks.results_format import Arm, Kind, Sweep
 
@@ -33,8 +33,13 @@ class Comparison:
 
     @property
     def arms(self) -> dict[str, Arm]:
-        """All arms by name, ours last."""
-        arms = dict(self.sweep.arms)
+        """All arms by name: by kind, then by γ, ours last."""
+        kinds = get_args(Kind)
+        by_kind = sorted(
+            self.sweep.arms.items(),
+            key=lambda item: (kinds.index(item[1].kind), item[1].gamma or 0),
+        )
+        arms = dict(by_kind)
         if self.ours is not None:
             arms[self.ours] = arms.pop(self.ours)
         return arms
