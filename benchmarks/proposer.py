@@ -38,7 +38,7 @@ def arms(gamma: int, drafting: str) -> dict[str, ArmSpec]:
     built_in = {"dspark": {"enabled": False}}
     return {
         "built-in": ArmSpec("built-in", "fixed", gamma, speculative, built_in),
-        "ours": ArmSpec("ours", "fixed", gamma, speculative),
+        "ours": ArmSpec("ours", "fixed", gamma, speculative, {"dspark": {"verification": "all"}}),
     }
 
 

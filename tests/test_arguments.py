@@ -156,6 +156,17 @@ def test_turned_off_the_worker_stays_vllms(configure: Configure) -> None:
     assert config.parallel_config.worker_cls in _WORKERS
 
 
+def test_adaptive_verification_said_to_be_off_is_off(configure: Configure) -> None:
+    """`false` is an answer; left out it is the plugin's choice, which on this machine is host mode.
+    What the operator wrote in additional_config besides stays."""
+    said = {"method": "dspark", "enable_adaptive_verification": False}
+    config = configure(speculative_config=said, additional_config={"other": 1, "dspark": {}})
+    assert config.additional_config["dspark"]["verification"] == "all"
+    assert config.additional_config["other"] == 1
+    left_out = configure(speculative_config={"method": "dspark"})
+    assert left_out.additional_config["dspark"]["verification"] == "adaptive"
+
+
 @pytest.mark.parametrize(
     "asked",
     [None, {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}],

@@ -32,6 +32,7 @@ def test_absent_options_are_all_defaults(additional_config: Any) -> None:
         {"enabled": False},
         {"confidence": "always", "check_weights": False},
         {"enabled": True, "confidence": "never", "check_weights": True},
+        {"verification": "adaptive", "verification_mode": "host", "profile_context": 4096},
     ],
     ids=str,
 )
@@ -51,6 +52,9 @@ def test_round_trip(options: dict[str, Any]) -> None:
         ("confidense", "confidence"),
         ("check_weight", "check_weights"),
         ("check-weights", "check_weights"),
+        ("verifikation", "verification"),
+        ("verify_mode", "verification_mode"),
+        ("profile_contexts", "profile_context"),
     ],
 )
 def test_unknown_key_names_the_nearest(unknown: str, nearest: str) -> None:
@@ -82,6 +86,12 @@ def test_key_like_nothing_known_is_refused_too() -> None:
         ("confidence", True),
         ("confidence", 0.5),
         ("confidence", ["auto"]),
+        ("verification", "adaptiv"),
+        ("verification", True),
+        ("verification_mode", "gpu"),
+        ("profile_context", 0),
+        ("profile_context", 512.0),
+        ("profile_context", "512"),
     ],
 )
 def test_wrong_type_or_value_is_named(key: str, value: Any) -> None:
@@ -118,6 +128,39 @@ def test_only_contradictions_are_refused(confidence: str, adaptive: bool) -> Non
             config.check_against(adaptive_verification=adaptive)
     else:
         config.check_against(adaptive_verification=adaptive)
+
+
+@pytest.mark.parametrize(
+    ("options", "adaptive", "sides"),
+    [
+        ({"verification": "all"}, True, ['"all"', "enable_adaptive_verification"]),
+        ({"verification": "all", "verification_mode": "host"}, False, ['"all"', '"host"']),
+        ({"verification": "all", "verification_mode": "device"}, False, ['"all"', '"device"']),
+        ({"verification": "adaptive", "confidence": "never"}, False, ['"never"', '"adaptive"']),
+    ],
+    ids=str,
+)
+def test_contradiction_names_both_sides(options: Any, adaptive: bool, sides: list[str]) -> None:
+    with pytest.raises(DSparkConfigError, match="Fix: drop one of the two") as caught:
+        read(options).check_against(adaptive_verification=adaptive)
+    assert all(side in str(caught.value) for side in sides)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"verification": "all"},
+        {"verification": "adaptive"},
+        {"verification": "adaptive", "verification_mode": "device"},
+        {"verification_mode": "host"},
+        {"verification": "all", "confidence": "never"},
+        {"confidence": "never", "verification_mode": "host"},
+    ],
+    ids=str,
+)
+def test_what_goes_together(options: Any) -> None:
+    """With nothing asked for elsewhere."""
+    read(options).check_against(adaptive_verification=False)
 
 
 def test_config_cannot_be_changed_afterwards() -> None:

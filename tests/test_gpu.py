@@ -74,8 +74,8 @@ def test_sequential_stage_equals_the_builtins() -> None:
         for i, r in enumerate(REQUESTS)
     ]
     results = []
-    for enabled in (False, True):
-        extra = {"additional_config": {"dspark": {"enabled": enabled}}}
+    for ours in ({"enabled": False}, {"verification": "all"}):
+        extra = {"additional_config": {"dspark": ours}}
         config = speculation("probabilistic")
         with engine(TINY, config, dtype="float32", **GRAPHS, **extra) as llm:
             with observed(llm) as seen:

@@ -19,7 +19,12 @@ from vllm_dspark.integration.patching import Patch
 
 GPU = "vllm.v1.worker.gpu"
 DSPARK = f"{GPU}.spec_decode.dspark.speculator:DSparkSpeculator"
+RUNNER = f"{GPU}.model_runner:GPUModelRunner"
 MODELS = "vllm.model_executor.models"
+DUMMY_RUN = (
+    "self num_tokens args skip_attn uniform_decode context_len skip_eplb is_profile "
+    "valid_dummy_state_slots randomize_inputs kwargs"
+)
 
 
 @pytest.fixture(scope="module", params=SUPPORTED)
@@ -62,6 +67,20 @@ def test_patched_function_has_the_parameters_we_expect(vllm: Sources, patch: Pat
         (f"{GPU}.model_runner:GPUModelRunner.__init__", "init_speculator"),
         ("vllm.v1.sample.ops.topk_topp_sampler:apply_top_k_top_p", "apply_top_k_top_p_triton"),
         (f"{DSPARK}._generate_draft", "_sample_sequential"),
+        (f"{RUNNER}.initialize_kv_cache", "maybe_create_adaptive_verification_manager"),
+        # what the manager and the proposer are told, and by whom
+        (f"{RUNNER}.add_requests", "add_request"),
+        (f"{RUNNER}.gather_batch_req_state", "get_num_tokens"),
+        (f"{RUNNER}.gather_batch_req_state", "sort_batch_req_ids"),
+        (f"{RUNNER}.prepare_inputs", "compact_batch"),
+        (f"{RUNNER}.prepare_inputs", "reallocate_drafts"),
+        (f"{RUNNER}.sample_tokens", "observe_verification"),
+        (f"{RUNNER}.sample_tokens", "record_confidences"),
+        (f"{RUNNER}.capture_model", "batches_to_profile"),
+        (f"{RUNNER}.capture_model", "set_initial_cost_curves"),
+        (f"{RUNNER}.execute_model", "make_lora_inputs"),
+        ("vllm.v1.worker.gpu_worker:Worker.initialize_from_config", "initialize_kv_cache"),
+        ("vllm.v1.worker.gpu_worker:Worker.execute_model", "execute_model"),
     ],
 )
 def test_vllm_still_calls_the_seam(vllm: Sources, caller: str, callee: str) -> None:
@@ -80,7 +99,8 @@ def test_config_seam_comes_after_the_platform_chose_its_worker(vllm: Sources) ->
     assert max(platform) < seam
 
 
-def test_runner_takes_init_speculator_from_its_own_module(vllm: Sources) -> None:
+@pytest.mark.parametrize("name", ["init_speculator", "maybe_create_adaptive_verification_manager"])
+def test_runner_takes_it_from_its_own_module(vllm: Sources, name: str) -> None:
     """The patch replaces the name in the runner's module: it must be imported at its top."""
     tree = vllm.module(f"{GPU}.model_runner")
     assert tree is not None
@@ -90,7 +110,7 @@ def test_runner_takes_init_speculator_from_its_own_module(vllm: Sources) -> None
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert "init_speculator" in names
+    assert name in names
 
 
 # Overridden, called or re-used without a patch: parameters as our code counts on them.
@@ -101,6 +121,32 @@ def test_runner_takes_init_speculator_from_its_own_module(vllm: Sources) -> None
         (f"{DSPARK}.load_draft_model", "self target_model target_attn_layer_names"),
         (f"{DSPARK}._sample_sequential", "self num_reqs head_hidden"),
         (f"{DSPARK}._sample_logits", "self logits idx_map sample_pos step"),
+        (f"{DSPARK}.observe_verification", "self idx_mapping num_sampled num_rejected"),
+        (
+            f"{GPU}.model_runner:sort_batch_req_ids",
+            "num_tokens_per_req draft_tokens decode_query_len",
+        ),
+        (f"{GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", "vocab_size"),
+        (
+            f"{GPU}.attn_utils:get_query_lens_mismatch_unsupported_backend",
+            "attn_groups checked_layer_names",
+        ),
+        (
+            f"{GPU}.attn_utils:get_varlen_cudagraph_unsupported_backend",
+            "attn_groups vllm_config max_query_len checked_layer_names",
+        ),
+        ("vllm.utils.torch_utils:async_tensor_h2d", "data device dtype out"),
+        ("vllm.v1.worker.gpu_worker:Worker.initialize_from_config", "self kv_cache_config"),
+        ("vllm.v1.worker.gpu_worker:Worker.execute_model", "self scheduler_output"),
+        (
+            "vllm.distributed.parallel_state:GroupCoordinator.broadcast_object",
+            "self obj src",
+        ),
+        (
+            "vllm.v1.attention.backend:AttentionBackend.supports_device_cpu_query_lens_mismatch",
+            "cls",
+        ),
+        (f"{RUNNER}._dummy_run", DUMMY_RUN),
         (f"{GPU}.spec_decode:init_speculator", "vllm_config device req_states"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkForCausalLM.__init__", "self vllm_config prefix"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkForCausalLM.load_weights", "self weights"),
@@ -151,8 +197,30 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
             DSPARK,  # what the proposer reads and writes
             "sample_indices sample_idx_mapping sample_pos _anchor_idx draft_tokens "
             "draft_token_confidence_probs draft_logits input_buffers num_speculative_steps "
-            "use_confidence_head draft_model_config model",
+            "use_confidence_head use_acceptance_estimator draft_model_config model",
         ),
+        (
+            RUNNER,  # what a worker of ours reads and writes
+            "adaptive_verification speculator req_states input_buffers model_state vocab_size "
+            "vllm_config",
+        ),
+        (
+            f"{GPU}.states:RequestState",
+            "req_id_to_index index_to_req_id num_computed_tokens_np prefill_len max_num_reqs "
+            "num_speculative_steps max_num_batched_tokens max_model_len",
+        ),
+        (f"{GPU}.input_batch:InputBatch", "idx_mapping idx_mapping_np"),
+        (f"{GPU}.input_batch:InputBuffers", "query_start_loc"),
+        (
+            f"{GPU}.async_utils:StepTimingSample",
+            "forward_ms drafter_ms num_target_tokens num_reqs full_cudagraph",
+        ),
+        (
+            "vllm.v1.core.sched.output:SchedulerOutput",
+            "scheduled_new_reqs num_spec_tokens_to_schedule",
+        ),
+        ("vllm.v1.core.sched.output:NewRequestData", "req_id sampling_params"),
+        ("vllm.sampling_params:SamplingParams", "temperature structured_outputs extra_args"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkForCausalLM", "model config draft_model_config"),
         (f"{MODELS}.gemma4_dspark:Gemma4DSparkForCausalLM", "model config draft_model_config"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkModel", "markov_head confidence_head"),
@@ -166,10 +234,18 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
             "method draft_model_config enable_adaptive_verification num_speculative_tokens "
             "draft_sample_method rejection_sample_method",
         ),
-        ("vllm.config.parallel:ParallelConfig", "worker_cls"),
+        (
+            "vllm.config.parallel:ParallelConfig",
+            "worker_cls pipeline_parallel_size prefill_context_parallel_size "
+            "tensor_parallel_size enable_batch_sharded_sampling",
+        ),
+        ("vllm.config.model:ModelConfig", "return_sampling_mask"),
+        ("vllm.config.attention:AttentionConfig", "backend"),
+        ("vllm.config.compilation:CompilationConfig", "cudagraph_mode"),
         (
             "vllm.config.vllm:VllmConfig",
-            "speculative_config parallel_config additional_config",
+            "speculative_config parallel_config additional_config model_config lora_config "
+            "compilation_config attention_config aux_output_config",
         ),
     ],
 )

@@ -30,6 +30,27 @@ class DSparkConfig(BaseModel):
             "reads it. always: on every draft. never: not at all."
         ),
     )
+    verification: Literal["auto", "adaptive", "all"] = Field(
+        default="auto",
+        description=(
+            "How many drafts are verified. adaptive: those that pay, by confidence and load. all: "
+            "every one, γ per request. auto: adaptive where the drafter has a confidence head and "
+            "the engine allows it."
+        ),
+    )
+    verification_mode: Literal["auto", "device", "host"] = Field(
+        default="auto",
+        description=(
+            "Where adaptive verification decides whose drafts are verified. device: on the GPU, by "
+            "current confidences. host: before the step is launched, works everywhere. auto: "
+            "device where it works."
+        ),
+    )
+    profile_context: int = Field(
+        default=512,
+        ge=1,
+        description="Tokens of context per request at which step costs are profiled at start-up.",
+    )
     check_weights: bool = Field(
         default=True,
         description="Compare a local drafter's weight files with its config before loading.",
@@ -66,11 +87,25 @@ class DSparkConfig(BaseModel):
         Raises:
             DSparkConfigError: naming both sides.
         """
-        if self.confidence == "never" and adaptive_verification:
-            raise DSparkConfigError(
-                'additional_config["dspark"]: confidence is "never", but '
-                "enable_adaptive_verification needs the confidence head. Fix: drop one of the two."
-            )
+        flag = "enable_adaptive_verification is true"
+        asked = [flag] if adaptive_verification else []
+        if self.verification == "adaptive":
+            asked.append('verification is "adaptive"')
+        elif self.verification == "all":
+            if asked:
+                raise _contradiction('verification is "all"', flag)
+            if self.verification_mode != "auto":
+                mode = f'verification_mode is "{self.verification_mode}"'
+                raise _contradiction('verification is "all"', f"{mode}, which says how it varies")
+        if self.confidence == "never" and asked:
+            needs = f"{asked[0]}, which needs the confidence head"
+            raise _contradiction('confidence is "never"', needs)
+
+
+def _contradiction(one: str, other: str) -> DSparkConfigError:
+    return DSparkConfigError(
+        f'additional_config["dspark"]: {one}, but {other}. Fix: drop one of the two.'
+    )
 
 
 def _names(keys: Any) -> str:

@@ -67,6 +67,11 @@ def wrap_create_speculative_config(original: Callable[..., Any]) -> Callable[...
             )
             if config.enabled:
                 _require_v2_runner()
+            if asked.get("enable_adaptive_verification") is False and config.verification == "auto":
+                # Said, not left out, which the finished config no longer tells apart.
+                given = dict(self.additional_config or {})
+                given["dspark"] = {**given.get("dspark", {}), "verification": "all"}
+                self.additional_config = given
             self.speculative_config = _complete(asked, target_model_config, config)
             self.spec_method = self.spec_model = self.spec_tokens = None
         return original(self, target_model_config, target_parallel_config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from vllm_dspark.integration.seams import open_engine_seams
+from vllm_dspark.integration.verification.hooks import VerificationHooks
 
 
-class DSparkCpuWorker(CPUWorker):
+class DSparkCpuWorker(VerificationHooks, CPUWorker):
     """Chosen through `parallel_config.worker_cls`, only where DSpark was asked for."""
 
     def init_device(self) -> None:

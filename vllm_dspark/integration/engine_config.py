@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_dspark import __version__
+from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.drafter_config import read_spec
+from vllm_dspark.integration.verification.plan import Plan, make_plan, settle
 
 # Platform's worker → ours, by qualified name: the name travels with the config into every
 # worker process, on this machine or another.
@@ -18,18 +20,22 @@ _WORKERS = {
 
 
 def wrap_validate_adaptive_verification(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Called once for every finished VllmConfig, after the platform chose its worker."""
+    """Called once for every finished VllmConfig, after the platform chose its worker.
+
+    vLLM's own check, which knows its own verification manager, is left out where that is not used.
+    """
 
     def _validate_adaptive_verification(self: Any) -> None:
-        original(self)
         speculative_config = self.speculative_config
-        if speculative_config is not None and speculative_config.method == "dspark":
-            _take_place(self)
+        asked = speculative_config is not None and speculative_config.method == "dspark"
+        if not (asked and _take_place(self)):
+            original(self)
 
     return _validate_adaptive_verification
 
 
-def _take_place(vllm_config: Any) -> None:
+def _take_place(vllm_config: Any) -> bool:
+    """False if vLLM's built-in DSpark is to serve."""
     from vllm.logger import init_logger
 
     logger = init_logger("vllm.dspark")  # below "vllm", so that vLLM's log settings hold
@@ -39,31 +45,33 @@ def _take_place(vllm_config: Any) -> None:
             "vllm-dspark %s: turned off by additional_config, vLLM's built-in DSpark serves",
             __version__,
         )
-        return
+        return False
     parallel = vllm_config.parallel_config
     if parallel.worker_cls in _WORKERS.values():
-        return  # a copy that vLLM makes of a config we have seen, the drafter's for one
+        return True  # a copy that vLLM makes of a config we have seen, the drafter's for one
     if parallel.worker_cls not in _WORKERS:
         raise ValueError(
             f"vllm-dspark found worker class {parallel.worker_cls!r} and extends one of "
             f"{', '.join(_WORKERS)}. Fix: drop --worker-cls, or turn the plugin off with "
             '--additional-config \'{"dspark": {"enabled": false}}\'.'
         )
+    spec = read_spec(vllm_config.speculative_config.draft_model_config)
+    plan = make_plan(vllm_config, config, spec)
+    settle(vllm_config, plan)
     parallel.worker_cls = _WORKERS[parallel.worker_cls]
-    logger.info("vllm-dspark %s: %s", __version__, describe(vllm_config, config))
+    logger.info("vllm-dspark %s: %s", __version__, describe(vllm_config, config, spec, plan))
+    return True
 
 
-def describe(vllm_config: Any, config: DSparkConfig) -> str:
+def describe(vllm_config: Any, config: DSparkConfig, spec: DrafterSpec | None, plan: Plan) -> str:
     """The start-up line: what was taken over and every mode that was chosen."""
     speculative = vllm_config.speculative_config
     draft = speculative.draft_model_config
-    spec = read_spec(draft)
     drafter = "model-specific drafter, vLLM's own heads" if spec is None else spec.describe()
-    verification = "adaptive (vLLM's)" if speculative.enable_adaptive_verification else "all of γ"
     return (
-        f"active, proposer taken over from vLLM's built-in DSpark; drafter {draft.model}: "
-        f"{drafter}; γ={speculative.num_speculative_tokens}, "
+        f"active, proposer and verification taken over from vLLM's built-in DSpark; "
+        f"drafter {draft.model}: {drafter}; γ={speculative.num_speculative_tokens}, "
         f"drafting {speculative.draft_sample_method}, "
-        f"verification {verification} by {speculative.rejection_sample_method} rejection sampling, "
-        f"confidence {config.confidence}"
+        f"verification {plan.describe()}, {speculative.rejection_sample_method} rejection "
+        f"sampling, confidence {config.confidence}"
     )

@@ -13,8 +13,23 @@ from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_spe
 from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
 from vllm_dspark.integration.interpreter import wrap_apply_top_k_top_p_triton
 from vllm_dspark.integration.patching import Patch
-from vllm_dspark.integration.runner import wrap_init_speculator
+from vllm_dspark.integration.runner import (
+    wrap_init_speculator,
+    wrap_maybe_create_adaptive_verification_manager,
+)
 from vllm_dspark.integration.sampling_params import wrap_validate_spec_decode
+
+_MANAGER_ARGUMENTS = (
+    "enable_adaptive_verification",
+    "attn_groups",
+    "req_states",
+    "query_start_loc",
+    "num_bonus_tokens",
+    "max_total_logits",
+    "vllm_config",
+    "target_layer_names",
+    "additional_attn_cg_support",
+)
 
 REQUEST_SEAMS = (
     Patch(
@@ -34,15 +49,21 @@ REQUEST_SEAMS = (
     ),
     Patch(
         target="vllm.config.vllm:VllmConfig._validate_adaptive_verification",
-        reason="a finished config that asks for DSpark gets our worker class",
+        reason=(
+            "a finished config that asks for DSpark gets our worker class, and what our adaptive "
+            "verification supports (eager, CPU, LoRA) is not refused"
+        ),
         upstream="a hook for plugins at the end of VllmConfig.__post_init__",
         parameters=("self",),
         wrap=wrap_validate_adaptive_verification,
     ),
     Patch(
         target="vllm.sampling_params:SamplingParams._validate_spec_decode",
-        reason="min_p and logit_bias work with DSpark: the V2 runner applies both to every row",
-        upstream="a check that knows the model runner's version",
+        reason=(
+            "min_p and logit_bias work with DSpark: the V2 runner applies both to every row; our "
+            "own options in extra_args are checked"
+        ),
+        upstream="a check that knows the model runner's version, and a hook for extra_args",
         parameters=("self", "speculative_config"),
         wrap=wrap_validate_spec_decode,
     ),
@@ -55,6 +76,16 @@ ENGINE_SEAMS = (
         upstream="a registry of speculators by method name",
         parameters=("vllm_config", "device", "req_states"),
         wrap=wrap_init_speculator,
+    ),
+    Patch(
+        target=("vllm.v1.worker.gpu.model_runner:maybe_create_adaptive_verification_manager"),
+        reason="the runner gets our verification manager for method dspark, in every mode",
+        upstream="a registry of verification managers, or a way to hand one to the runner",
+        parameters={
+            "0.32": _MANAGER_ARGUMENTS,
+            "0.33": (*_MANAGER_ARGUMENTS, "copy_admitted_drafts_to_host"),
+        },
+        wrap=wrap_maybe_create_adaptive_verification_manager,
     ),
 )
 

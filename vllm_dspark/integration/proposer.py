@@ -13,7 +13,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.spec_decode.dspark.speculator import DSparkSpeculator
 
-from vllm_dspark.config import DSparkConfig
+from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.models import our_architecture
 
 
@@ -22,7 +22,16 @@ class DSparkProposer(DSparkSpeculator):
 
     Drafters of architectures that vLLM serves with model-specific code (inside DeepSeek-V4 and
     others) keep vLLM's sequential stage too.
+
+    Attributes:
+        verification: the engine's VerificationManager; None until there is one.
+        peak_confidence: the confidence of a draft is the largest probability of the distribution
+            that it is drawn from, for want of a head. Not that of the draft itself, which would
+            let the draft decide whether it is verified.
     """
+
+    verification: Any = None
+    peak_confidence = False
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
@@ -31,14 +40,36 @@ class DSparkProposer(DSparkSpeculator):
     def load_draft_model(
         self, target_model: torch.nn.Module, target_attn_layer_names: set[str]
     ) -> torch.nn.Module:
-        """Load the drafter as one of our model classes where its architecture has one."""
+        """Load the drafter as one of our model classes where its architecture has one.
+
+        Raises:
+            DSparkConfigError: adaptive verification finds nothing to go by.
+        """
         with our_architecture(self.draft_model_config):
             model = super().load_draft_model(target_model, target_attn_layer_names)
         inner: Any = model.model
         has_head = getattr(inner, "confidence_head", None) is not None
-        if self.dspark_config.confidence == "always":
+        adaptive = self.dspark_config.verification == "adaptive"
+        if adaptive or self.dspark_config.confidence == "always":
             self.use_confidence_head = has_head
+        # vLLM would estimate confidences from logits and calibrate them. That is our part.
+        self.use_acceptance_estimator = False
+        self.peak_confidence = adaptive and not has_head
+        if self.peak_confidence and getattr(model, "sequential_head", None) is None:
+            raise DSparkConfigError(
+                "adaptive verification was asked for, but this drafter has no confidence head and "
+                "vLLM draws its drafts. Fix: "
+                '--additional-config \'{"dspark": {"verification": "all"}}\'.'
+            )
         return model
+
+    def observe_verification(
+        self, idx_mapping: torch.Tensor, num_sampled: torch.Tensor, num_rejected: torch.Tensor
+    ) -> None:
+        """The target's verdict on the last block, int [R] each, before the next is drawn."""
+        super().observe_verification(idx_mapping, num_sampled, num_rejected)
+        if self.verification is not None:
+            self.verification.observe(num_sampled, num_rejected)
 
     def _sample_sequential(self, num_reqs: int, head_hidden: torch.Tensor) -> None:
         """Draw the block and estimate its confidences.
@@ -70,16 +101,21 @@ class DSparkProposer(DSparkSpeculator):
         previous = self.input_buffers.input_ids[self._anchor_idx[:num_reqs]]
         state: torch.Tensor | None = None
         embeds = []
+        peaks = []
         for k in range(gamma):
             embed = head.embed(previous)  # [R, r]
             if k == 0:
                 state = head.initial_state(embed)
             latent, state = head.advance(embed, block_hidden[:, k], state)
             logits = base_logits[:, k] + head.bias(latent)
+            if self.peak_confidence:
+                peaks.append(logits.float().log_softmax(dim=-1).amax(dim=-1).exp())
             previous = self._sample_logits(logits, request[:, k], position[:, k], k)
             self.draft_tokens[:num_reqs, k] = previous
             embeds.append(embed)
 
+        if self.peak_confidence:
+            self.draft_token_confidence_probs[:num_reqs] = torch.stack(peaks, dim=1)
         if self.use_confidence_head:
             confidence = self.model.compute_confidence(
                 hidden, torch.stack(embeds, dim=1).flatten(0, 1)

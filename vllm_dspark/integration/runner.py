@@ -21,3 +21,20 @@ def wrap_init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
         return DSparkProposer(vllm_config, device)
 
     return init_speculator
+
+
+def wrap_maybe_create_adaptive_verification_manager(
+    original: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Method dspark gets our manager or, where CUDA graphs need not know of it, none as yet."""
+
+    def maybe_create_adaptive_verification_manager(*, vllm_config: Any, **arguments: Any) -> Any:
+        config = DSparkConfig.from_additional_config(vllm_config.additional_config)
+        speculative = vllm_config.speculative_config
+        if speculative is None or speculative.method != "dspark" or not config.enabled:
+            return original(vllm_config=vllm_config, **arguments)
+        from vllm_dspark.integration.verification.create import create_for_graphs
+
+        return create_for_graphs(vllm_config=vllm_config, **arguments)
+
+    return maybe_create_adaptive_verification_manager

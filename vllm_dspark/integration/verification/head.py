@@ -1,0 +1,45 @@
+"""What the LM head takes: a part of every step that vLLM's dummy runs leave out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+_REPEATS = 5
+_MOST_ROWS = 256  # logits of more rows would need memory that may not be free
+
+
+def head_line(runner: Any) -> tuple[float, float]:
+    """Time LM head and argmax on a GPU, for few rows and for many.
+
+    Args:
+        runner: vLLM's V2 model runner. All tensor-parallel ranks must call this together.
+
+    Returns:
+        ms without any row and ms for each row, at least 0 both; 0 where there is no GPU.
+    """
+    device = runner.input_buffers.query_start_loc.device
+    if device.type != "cuda":
+        return 0.0, 0.0
+    width = runner.model_config.get_hidden_size()
+    most = max(min(runner.max_num_reqs, _MOST_ROWS), 2)
+    hidden = torch.zeros((most, width), dtype=runner.model_config.dtype, device=device)
+    few_ms, most_ms = (_time(runner.model, hidden[:rows]) for rows in (1, most))
+    slope = max((most_ms - few_ms) / (most - 1), 0.0)
+    return max(few_ms - slope, 0.0), slope
+
+
+def _time(model: Any, hidden: torch.Tensor) -> float:
+    """Median ms of LM head and argmax of [rows, D]."""
+    times = []
+    for _ in range(_REPEATS):
+        began = torch.cuda.Event(enable_timing=True)
+        ended = torch.cuda.Event(enable_timing=True)
+        began.record()
+        model.compute_logits(hidden).argmax(dim=-1)
+        ended.record()
+        ended.synchronize()
+        times.append(began.elapsed_time(ended))
+    return float(np.median(times))
