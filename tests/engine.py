@@ -27,7 +27,9 @@ def options(**changes: Any) -> dict[str, Any]:
         "kv_cache_memory_bytes": 1 << 26,
         "dtype": "float32",
     }
-    return (({} if HAS_GPU else cpu.ENGINE_OPTIONS) | base) | changes
+    # Several test processes share a GPU: none may ask for most of it to be free.
+    here = {"gpu_memory_utilization": 0.4} if HAS_GPU else cpu.ENGINE_OPTIONS
+    return (here | base) | changes
 
 
 @contextmanager
