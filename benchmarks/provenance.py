@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def _module() -> str:
 
 
 def _without_folder(word: str) -> str:
-    """An absolute path without its folder: a record names no path of a machine."""
-    return Path(word).name if word.startswith("/") else word
+    """Absolute paths without their folders: a record names no path of a machine."""
+    return re.sub(r"(^|[=,:])/(?!/)[^=,:]*/", r"\1", word)
 
 
 def _commit() -> str | None:
