@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.arms import ArmSpec
 from vllm_dspark import cpu
 
+GRAPHS = ("decode", "vllm")
 INSTRUMENTS = "benchmarks.instruments.StepCounters"
 
 # What `vllm_dspark.cpu.ENGINE_OPTIONS` has to add or replace where there is no GPU.
@@ -34,6 +35,7 @@ def engine_options(
     kv_cache_gib: float,
     gpu_share: float,
     seed: int,
+    graphs: str = "decode",
 ) -> dict[str, Any]:
     """Arguments of `LLM`, and by another spelling of `vllm serve`, for one arm.
 
@@ -43,7 +45,12 @@ def engine_options(
         kv_cache_gib: a fixed size, so that arms do not differ in it, and engines that start at the
             same time do not measure each other.
         gpu_share: memory, as a share of the device's, that has to be free at the start.
+        graphs: "decode" captures decode steps and compiles nothing, which starts in seconds;
+            "vllm" leaves compilation and graphs to vLLM, as a server in production has them.
     """
+    compilation: dict[str, Any] = {"cudagraph_capture_sizes": capture_sizes(graph_tokens)}
+    if graphs == "decode":
+        compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     options: dict[str, Any] = {
         "model": target,
         "dtype": dtype,
@@ -55,11 +62,7 @@ def engine_options(
         "gpu_memory_utilization": gpu_share,
         "seed": seed,
         "worker_extension_cls": INSTRUMENTS,
-        "compilation_config": {
-            "mode": 0,
-            "cudagraph_mode": "FULL_DECODE_ONLY",
-            "cudagraph_capture_sizes": capture_sizes(graph_tokens),
-        },
+        "compilation_config": compilation,
     }
     if not has_gpu:
         options = {k: v for k, v in options.items() if k not in _GPU_ONLY} | _ON_A_CPU

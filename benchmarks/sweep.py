@@ -12,140 +12,23 @@ command is given again.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from benchmarks import results_format
 from benchmarks.arms import ArmSpec, standard_arms
-from benchmarks.engine_options import engine_environment, engine_options
-from benchmarks.offline import OfflineRunner
-from benchmarks.online import OnlineRunner
-from benchmarks.prompts import PYTHON_TEXT, PromptsError, PromptSet, load_prompts
+from benchmarks.engine_options import GRAPHS
+from benchmarks.measuring import Plan, console, describe, measure
+from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
 from benchmarks.provenance import provenance
-from benchmarks.results_format import Arm, Cell, Sweep, SweepSettings
-from benchmarks.runners import Runner, prompt_count
-from vllm_dspark.drafters import drafters_beside
+from benchmarks.results_format import Arm, Sweep, SweepSettings
+from benchmarks.runners import prompt_count
+from vllm_dspark.drafters import UnknownDrafterError, find_drafter
 
 app = typer.Typer(help=__doc__)
-console = Console()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is still to be done, and how."""
-
-    target: str
-    prompts: PromptSet
-    arms: dict[str, ArmSpec]
-    cells: list[Cell]
-    together: int
-    port: int | None
-    has_gpu: bool
-
-
-def start(plan: Plan, arm: ArmSpec, settings: SweepSettings) -> Runner:
-    """The arm's process, not waited for."""
-    options = engine_options(
-        plan.target,
-        arm,
-        has_gpu=plan.has_gpu,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        graph_tokens=int(str(settings.extra["graph_tokens"])),
-        kv_cache_gib=float(str(settings.extra["kv_cache_gib"])),
-        gpu_share=0.9 / plan.together,
-        seed=settings.seed,
-    )
-    env = engine_environment(arm, plan.has_gpu)
-    if settings.mode == "online":
-        return OnlineRunner(arm.name, options, env, plan.prompts, settings, plan.port)
-    return OfflineRunner(arm.name, options, env, plan.prompts, settings)
-
-
-@contextlib.contextmanager
-def running(
-    plan: Plan, names: Sequence[str], sweep: Sweep, out: Path
-) -> Iterator[dict[str, Runner]]:
-    """The arms `names`, up at the same time; those that do not start are left out, with the
-    reason on record. Whatever happens inside, none of them outlives it."""
-    runners: dict[str, Runner] = {}
-    try:
-        for name in names:
-            with on_record(sweep, name, out, runners):
-                runners[name] = start(plan, plan.arms[name], sweep.settings)
-        for name in list(runners):
-            with on_record(sweep, name, out, runners):
-                sweep.arms[name].startup_s = runners[name].wait()
-        yield runners
-    finally:
-        for runner in runners.values():
-            runner.stop()
-
-
-@contextlib.contextmanager
-def on_record(sweep: Sweep, name: str, out: Path, runners: dict[str, Runner]) -> Iterator[None]:
-    """An error inside ends this arm alone: it is said, kept in the file, and the arm stopped."""
-    try:
-        yield
-    except Exception as error:
-        sweep.arms[name].error = str(error)
-        results_format.save(sweep, out)
-        console.print(f"[red]{name}:[/red] {error}", markup=True, highlight=False, soft_wrap=True)
-        runner = runners.pop(name, None)
-        if runner is not None:
-            runner.stop()
-
-
-def measure(plan: Plan, sweep: Sweep, out: Path) -> None:
-    """Make the runs of `plan`, saving after each."""
-    names = [name for name in plan.arms if any(cell.arm == name for cell in plan.cells)]
-    with Progress(console=console) as progress:
-        bar = progress.add_task("sweep", total=len(plan.cells))
-        for first in range(0, len(names), plan.together):
-            group = names[first : first + plan.together]
-            progress.update(bar, description=f"starting {', '.join(group)}")
-            with running(plan, group, sweep, out) as runners:
-                for cell in interleaved([c for c in plan.cells if c.arm in runners]):
-                    if cell.arm not in runners:
-                        continue  # it failed since
-                    progress.update(bar, description=describe(cell))
-                    with on_record(sweep, cell.arm, out, runners):
-                        run = runners[cell.arm].run(*cell[1:])
-                        arm = sweep.arms[cell.arm]
-                        arm.runs.append(run)
-                        arm.memory_gib = runners[cell.arm].memory_gib
-                        results_format.save(sweep, out)
-                        progress.console.print(
-                            f"{describe(cell)}: {run.tokens_per_second:.0f} tok/s", highlight=False
-                        )
-                    progress.advance(bar)
-
-
-def interleaved(cells: Sequence[Cell]) -> list[Cell]:
-    """All arms at one load before the next, in turn forwards and backwards, so that a slow
-    moment of the machine does not meet one arm alone."""
-    loads: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        loads.setdefault(cell[1:], []).append(cell)
-    return [
-        cell
-        for i, group in enumerate(loads.values())
-        for cell in (reversed(group) if i % 2 else group)
-    ]
-
-
-def describe(cell: Cell) -> str:
-    """One phrase for progress and errors."""
-    return f"{cell.arm}, {cell.concurrency} at temperature {cell.temperature:g} (#{cell.repeat})"
 
 
 def open_sweep(
@@ -183,7 +66,9 @@ def main(
     target: Annotated[str, typer.Option(help="Folder or hub id of the target.")],
     out: Annotated[Path, typer.Option(help="JSON to write; what it has already is kept.")],
     mode: Annotated[str, typer.Option(help="offline (LLM) or online (vllm serve)")] = "offline",
-    drafter: Annotated[str | None, typer.Option(help="Default: beside the target.")] = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="Default: beside the target, or the published one.")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="See benchmarks/prompts.py.")] = PYTHON_TEXT,
     chat: Annotated[bool, typer.Option(help="Put questions into the chat template.")] = True,
     arms: Annotated[str, typer.Option(help="Names, comma-separated; all if empty.")] = "",
@@ -198,6 +83,7 @@ def main(
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 256,
     dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
     drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "probabilistic",
+    graphs: Annotated[str, typer.Option(help="decode or vllm, see engine_options.")] = "decode",
     near_context: Annotated[int, typer.Option(help="See arms.standard_arms.")] = 256,
     kv_cache_gib: Annotated[float, typer.Option(help="KV cache of each arm.")] = 16.0,
     together: Annotated[int, typer.Option(min=1, help="Arms up at a time, driven in turn.")] = 1,
@@ -207,16 +93,17 @@ def main(
     """Run what FILE lacks; exit code 1 if something is still missing at the end."""
     import torch
 
-    if mode not in ("offline", "online") or (port is not None and together > 1):
-        raise typer.BadParameter("mode is offline or online; --port needs --together 1")
+    if mode not in ("offline", "online") or graphs not in GRAPHS:
+        raise typer.BadParameter(f"mode is offline or online; graphs are {' or '.join(GRAPHS)}")
+    if port is not None and together > 1:
+        raise typer.BadParameter("--port needs --together 1")
     loads = [int(word) for word in concurrencies.split(",")]
     if max(loads) > max_num_seqs:
         raise typer.BadParameter(f"concurrency {max(loads)} needs --max-num-seqs {max(loads)}")
-    beside = drafters_beside(target)
-    if drafter is None and len(beside) != 1:
-        found = f"{len(beside)} drafters beside {target}"
-        raise typer.BadParameter(f"found {found}, needed one: name it with --drafter")
-    drafter = str(beside[0]) if drafter is None else drafter
+    try:
+        drafter = find_drafter(target, {}) if drafter is None else drafter
+    except UnknownDrafterError as error:
+        raise typer.BadParameter(f"{error} Here: --drafter PATH_OR_ID.") from None
     heats = [float(word) for word in temperatures.split(",")]
     every = standard_arms(drafter, drafting, near_context=near_context)
     names = [name.strip() for name in arms.split(",") if name.strip()]
@@ -231,7 +118,7 @@ def main(
         drafting=drafting, seed=seed,
         extra={
             "chat": chat, "ignore_eos": ignore_eos, "near_context": near_context,
-            "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8,
+            "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8, "graphs": graphs,
         },
     )  # fmt: skip
     try:

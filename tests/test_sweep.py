@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,8 @@ import typer
 
 from benchmarks import sweep
 from benchmarks.arms import NO_SPECULATION, OURS, standard_arms
+from benchmarks.engine_options import GRAPHS, engine_options
+from benchmarks.measuring import interleaved
 from benchmarks.results_format import Cell, Sweep, SweepSettings, load
 from benchmarks.runners import prompt_count, speculation
 from tests.engine import MICRO
@@ -171,7 +174,7 @@ def test_another_sweep_is_not_mixed_in(tmp_path: Path) -> None:
 def test_arms_take_turns() -> None:
     """All arms meet a load one after another, forwards, then backwards."""
     cells = [Cell(arm, load, 0.0, 0) for arm in "ab" for load in (1, 2, 3)]
-    order = [(cell.arm, cell.concurrency) for cell in sweep.interleaved(cells)]
+    order = [(cell.arm, cell.concurrency) for cell in interleaved(cells)]
     assert order == [("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
 
 
@@ -205,3 +208,35 @@ def test_environment_has_no_secret_of_this_process() -> None:
     """Options on record hold what the arm sets, not the environment."""
     assert "PATH" in os.environ
     assert standard_arms("d", "greedy")[OURS].options()["env"] == {}
+
+
+def test_published_targets_find_their_drafter_and_others_say_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    """The hub's names work without --drafter; a target without a known drafter ends before an
+    engine starts, and before prompts are made."""
+    words = ["--target", "somebody/model", "--out", str(tmp_path / "x.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.sweep", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "no drafter is known" in done.stderr
+    assert sweep.find_drafter("Qwen/Qwen3-8B", {}) == "deepseek-ai/dspark_qwen3_8b_block7"
+
+
+def test_graphs_are_left_to_vllm_where_that_is_asked_for() -> None:
+    """Sizes are the same; the rest is vLLM's."""
+    arm = standard_arms("d", "greedy")[OURS]
+    fields: dict[str, Any] = {
+        "has_gpu": True,
+        "dtype": "bfloat16",
+        "max_model_len": 64,
+        "max_num_seqs": 4,
+    }
+    fields |= {"graph_tokens": 32, "kv_cache_gib": 1.0, "gpu_share": 0.5, "seed": 0}
+    decode, vllm = (
+        engine_options("t", arm, **fields, graphs=graphs)["compilation_config"] for graphs in GRAPHS
+    )
+    assert decode["mode"] == 0
+    assert set(vllm) == {"cudagraph_capture_sizes"}
+    assert vllm["cudagraph_capture_sizes"] == decode["cudagraph_capture_sizes"]
