@@ -118,8 +118,8 @@ def main(
         drafting=drafting, seed=seed,
         extra={
             "chat": chat, "ignore_eos": ignore_eos, "near_context": near_context,
-            "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8, "graphs": graphs,
-        },
+            "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8,
+        } | ({} if graphs == "decode" else {"graphs": graphs}),
     )  # fmt: skip
     try:
         # As many as the largest load could need, so that a load added later sees the same ones.
