@@ -88,7 +88,7 @@ def plan(options: Any = None, spec: Any = HEAD, asked: bool = False, **changes: 
         ({"masks": True}, False, "host", "sampling masks"),
         ({"experts": True}, False, "host", "experts"),
     ],
-    ids=str,
+    ids=lambda case: "+".join(case) or "plain" if isinstance(case, dict) else None,
 )
 def test_what_is_decided(arguments: Any, adaptive: bool, mode: str, reason: str) -> None:
     decided = plan(**arguments)
