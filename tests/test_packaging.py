@@ -144,6 +144,16 @@ def test_interpreter_files_are_there(ask: Callable[[str], Any], name: str) -> No
     assert ask(code)
 
 
+def test_calibration_prompts_are_there(ask: Callable[[str], Any]) -> None:
+    """A wheel without them has nothing to calibrate with."""
+    code = """
+        import importlib.util, pathlib
+        package = pathlib.Path(importlib.util.find_spec("vllm_dspark").origin).parent
+        answer = (package / "calibration" / "prompts.txt").is_file()
+    """
+    assert ask(code) is True
+
+
 def test_entry_points(ask: Callable[[str], Any]) -> None:
     """vLLM's plugin and our command, and no Triton backend before the opt-in."""
     code = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,55 @@ def run_on_cpu(
     if program is None:
         raise typer.BadParameter(f"found no program named {command[0]!r} on PATH")
     os.execve(program, command, cpu.environment())
+
+
+@app.command()
+def calibrate(
+    target: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    drafter: Annotated[
+        Path | None, typer.Option(help="Folder of the drafter; default: beside the target.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with prompt or turns, or text, one a line.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Artifact to write; default: beside the drafter.")
+    ] = None,
+    diagram: Annotated[
+        Path | None, typer.Option(help="PNG to draw; default: the artifact's name with .png.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "probabilistic",
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request.")] = 256,
+    chat: Annotated[bool, typer.Option(help="Put prompts into the chat template.")] = True,
+    dtype: Annotated[str, typer.Option(help="As the server will have it.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(min=2)] = None,
+) -> None:
+    """Make a drafter's confidences honest: run the pair, fit a temperature for every position."""
+    from vllm_dspark import calibrate as calibration  # numpy comes with vLLM, which may be missing
+    from vllm_dspark.calibration.artifact import ARTIFACT_NAME
+    from vllm_dspark.drafters import find_drafter
+
+    console = Console(highlight=False)
+    try:
+        folder = Path(find_drafter(str(target), {})) if drafter is None else drafter
+        out = folder / ARTIFACT_NAME if out is None else out
+        engine: dict[str, Any] = {"dtype": dtype}
+        if max_model_len is not None:
+            engine["max_model_len"] = max_model_len
+        result = calibration.run_command(
+            str(target), str(folder), prompts, out, diagram or out.with_suffix(".png"),
+            sampling={"temperature": temperature, "top_p": top_p, "drafting": drafting},
+            max_tokens=max_tokens, chat=chat, engine=engine,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    console.print(result.table())
+    for line in result.notes:
+        console.print(line, markup=False, soft_wrap=True)
+    raise typer.Exit(not result.written)
 
 
 @app.command()

@@ -51,6 +51,14 @@ class DSparkConfig(BaseModel):
         ge=1,
         description="Tokens of context per request at which step costs are profiled at start-up.",
     )
+    calibration: str = Field(
+        default="auto",
+        min_length=1,
+        description=(
+            "Temperatures from `vllm-dspark calibrate`. auto: dspark_calibration.json beside the "
+            "drafter, if it fits. off: none. Otherwise the path of such a file, which has to fit."
+        ),
+    )
     check_weights: bool = Field(
         default=True,
         description="Compare a local drafter's weight files with its config before loading.",

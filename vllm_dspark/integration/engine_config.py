@@ -9,6 +9,7 @@ from vllm_dspark import __version__
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.drafter_config import read_spec
+from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.plan import Plan, make_plan, settle
 
 # Platform's worker → ours, by qualified name: the name travels with the config into every
@@ -58,12 +59,27 @@ def _take_place(vllm_config: Any) -> bool:
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
+    calibration = "none"
+    if plan.adaptive:
+        found = calibration_of(vllm_config, config)
+        calibration = f"online, {found.why}"
+        if found.refused:
+            calibration = "online alone"
+            logger.warning("vllm-dspark: %s", found.why)
     parallel.worker_cls = _WORKERS[parallel.worker_cls]
-    logger.info("vllm-dspark %s: %s", __version__, describe(vllm_config, config, spec, plan))
+    logger.info(
+        "vllm-dspark %s: %s", __version__, describe(vllm_config, config, spec, plan, calibration)
+    )
     return True
 
 
-def describe(vllm_config: Any, config: DSparkConfig, spec: DrafterSpec | None, plan: Plan) -> str:
+def describe(
+    vllm_config: Any,
+    config: DSparkConfig,
+    spec: DrafterSpec | None,
+    plan: Plan,
+    calibration: str,
+) -> str:
     """The start-up line: what was taken over and every mode that was chosen."""
     speculative = vllm_config.speculative_config
     draft = speculative.draft_model_config
@@ -73,5 +89,5 @@ def describe(vllm_config: Any, config: DSparkConfig, spec: DrafterSpec | None, p
         f"drafter {draft.model}: {drafter}; γ={speculative.num_speculative_tokens}, "
         f"drafting {speculative.draft_sample_method}, "
         f"verification {plan.describe()}, {speculative.rejection_sample_method} rejection "
-        f"sampling, confidence {config.confidence}"
+        f"sampling, confidence {config.confidence}, calibration {calibration}"
     )

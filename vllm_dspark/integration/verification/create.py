@@ -11,6 +11,7 @@ from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.verification.arrivals import Arrivals, DeviceArrivals
 from vllm_dspark.integration.verification.batch import Layout
+from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.costs import StepCosts
 from vllm_dspark.integration.verification.device import DeviceVerification
 from vllm_dspark.integration.verification.host import HostVerification
@@ -109,7 +110,8 @@ def _make(
         trims_replay=trims_replay,
         learns=alone,
     )
-    calibrator = OnlineCalibrator(gamma)
+    artifact = calibration_of(vllm_config, config).artifact
+    calibrator = OnlineCalibrator(gamma, None if artifact is None else artifact.temperatures)
     policy = VerificationPolicy(slots, gamma, calibrator, costs)
     arrivals = Arrivals()
     if device.type == "cuda":
