@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,10 @@ def standard_arms(
     gammas: Sequence[int] = GAMMAS,
     block: int | None = None,
     near_context: int = 256,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, ArmSpec]:
-    """All peers by name: no speculation, fixed γ, vLLM's adaptive mode twice, ours.
+    """All peers by name: no speculation, fixed γ, vLLM's adaptive mode twice, ours, and variants of
+    ours.
 
     Fixed γ and both adaptive arms are vLLM's built-in DSpark with the plugin turned off.
 
@@ -67,6 +69,7 @@ def standard_arms(
         block: γ of the adaptive arms and of ours, the largest of `gammas` if None.
         near_context: context length, in tokens, at which the second adaptive arm profiles its
             costs; the first one profiles where vLLM does by default.
+        variants: name → `additional_config["dspark"]` of further arms of ours.
     """
     block = max(gammas) if block is None else block
     model = {} if drafter is None else {"model": drafter}
@@ -85,5 +88,9 @@ def standard_arms(
         ArmSpec(BUILT_IN, "built-in adaptive", block, adaptive, _PLUGIN_OFF),
         ArmSpec(BUILT_IN_NEAR, "built-in adaptive", block, adaptive, _PLUGIN_OFF, near),
         ArmSpec(OURS, "ours", block, built_in(block)),
+    ]
+    arms += [
+        ArmSpec(name, "ours", block, built_in(block), {"dspark": dict(options)})
+        for name, options in (variants or {}).items()
     ]
     return {arm.name: arm for arm in arms}

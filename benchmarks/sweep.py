@@ -12,9 +12,10 @@ command is given again.
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +27,7 @@ from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
 from benchmarks.provenance import provenance
 from benchmarks.results_format import Arm, Sweep, SweepSettings
 from benchmarks.runners import prompt_count
+from vllm_dspark.config import DSparkConfig
 from vllm_dspark.drafters import UnknownDrafterError, find_drafter
 
 app = typer.Typer(help=__doc__)
@@ -72,6 +74,9 @@ def main(
     dataset: Annotated[str, typer.Option(help="See benchmarks/prompts.py.")] = PYTHON_TEXT,
     chat: Annotated[bool, typer.Option(help="Put questions into the chat template.")] = True,
     arms: Annotated[str, typer.Option(help="Names, comma-separated; all if empty.")] = "",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=JSON: an arm of ours with these options, too.")
+    ] = None,
     concurrencies: Annotated[str, typer.Option(help="Requests in flight.")] = "1,4,16,64,128,256",
     temperatures: Annotated[str, typer.Option(help="0 is greedy.")] = "0,1",
     repeats: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 1,
@@ -105,7 +110,9 @@ def main(
     except UnknownDrafterError as error:
         raise typer.BadParameter(f"{error} Here: --drafter PATH_OR_ID.") from None
     heats = [float(word) for word in temperatures.split(",")]
-    every = standard_arms(drafter, drafting, near_context=near_context)
+    every = standard_arms(
+        drafter, drafting, near_context=near_context, variants=_variants(variant or [])
+    )
     names = [name.strip() for name in arms.split(",") if name.strip()]
     if unknown := [name for name in names if name not in every]:
         raise typer.BadParameter(f"unknown arms {unknown}; known are {list(every)}")
@@ -143,6 +150,18 @@ def main(
     console.print(f"{len(cells) - len(lacking)} of {len(cells)} runs made; python -m "
                   f"benchmarks.report {out} draws and tabulates them", soft_wrap=True)  # fmt: skip
     raise typer.Exit(bool(lacking))
+
+
+def _variants(words: list[str]) -> dict[str, Any]:
+    variants = {}
+    for word in words:
+        name, _, options = word.partition("=")
+        try:
+            DSparkConfig.from_additional_config({"dspark": json.loads(options)})
+        except ValueError as error:
+            raise typer.BadParameter(f"--variant {word!r} is no NAME=JSON: {error}") from None
+        variants[name] = json.loads(options)
+    return variants
 
 
 def _mode(word: str) -> Literal["offline", "online"]:

@@ -199,6 +199,17 @@ def test_every_arm_but_ours_has_the_plugin_off() -> None:
     assert len({json.dumps(arm.options()) for arm in arms.values()}) == len(arms) == 9
 
 
+def test_variants_of_ours_are_checked_and_told_apart() -> None:
+    """Options that the engine would refuse are refused before one starts."""
+    variants = sweep._variants(['host={"verification_mode": "host"}'])
+    arm = standard_arms("d", "greedy", variants=variants)["host"]
+    assert arm.kind == "ours"
+    assert arm.additional == {"dspark": {"verification_mode": "host"}}
+    for wrong in ("host", "host={", 'host={"verification_mod": "host"}'):
+        with pytest.raises(typer.BadParameter, match="is no NAME=JSON"):
+            sweep._variants([wrong])
+
+
 def test_prompt_count() -> None:
     """Six a slot, but never fewer than the least."""
     assert [prompt_count(settings(), c) for c in (1, 2, 256)] == [12, 12, 1536]
