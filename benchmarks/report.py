@@ -44,7 +44,7 @@ def main(
         raise typer.BadParameter("no arm has any run")
     text = write_report(sweep, out, chosen, _command(files, out, ours))
     lacking = sum(len(missing(sweep, temperature)) for temperature in sweep.temperatures())
-    Console().print(f"{text}: {lacking} runs missing")
+    Console().print(f"{text}: {lacking} runs missing", soft_wrap=True)
 
 
 def _command(files: list[Path], out: Path, ours: str | None) -> str:
