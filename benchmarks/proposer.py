@@ -36,9 +36,10 @@ def arms(gamma: int, drafting: str) -> dict[str, ArmSpec]:
         "draft_sample_method": drafting,
     }
     built_in = {"dspark": {"enabled": False}}
+    ours = {"dspark": {"verification": "all", "depth": gamma}}
     return {
         "built-in": ArmSpec("built-in", "fixed", gamma, speculative, built_in),
-        "ours": ArmSpec("ours", "fixed", gamma, speculative, {"dspark": {"verification": "all"}}),
+        "ours": ArmSpec("ours", "fixed", gamma, speculative, ours),
     }
 
 

@@ -16,6 +16,10 @@ MICRO = Path(__file__).parent.parent / "examples" / "micro-python"
 TINY = Path(__file__).parent.parent / "examples" / "tiny-python"
 
 
+# Every draft of the block is verified, whatever its confidence: acceptance is the drafter's own.
+WHOLE: dict[str, Any] = {"additional_config": {"dspark": {"verification": "all"}}}
+
+
 def options(**changes: Any) -> dict[str, Any]:
     """Options of `LLM` for exact comparisons on this machine, changed as given."""
     base: dict[str, Any] = {
@@ -36,10 +40,19 @@ def options(**changes: Any) -> dict[str, Any]:
 def engine(
     target: Path, speculative_config: dict[str, Any] | str | None = None, **changes: Any
 ) -> Iterator[Any]:
-    """vLLM's `LLM` on `target`, shut down completely at the end."""
+    """vLLM's `LLM` on `target`, shut down completely at the end.
+
+    It drafts γ tokens in every step unless a depth or goal is given: what follows the load on a
+    CPU follows the machine's own load too.
+    """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    additional = dict(changes.pop("additional_config", {}))
+    ours = additional.get("dspark", {})
+    if not {"depth", "goal", "target_tokens_per_second_per_user"} & ours.keys():
+        additional["dspark"] = {"goal": "latency", **ours}
+    changes["additional_config"] = additional
     llm = LLM(str(target), speculative_config=speculative_config, **options(**changes))
     try:
         yield llm

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine import MICRO, Request, engine, observed, run, tokens
+from tests.engine import MICRO, WHOLE, Request, engine, observed, run, tokens
 
 PROMPTS = (
     "import os\n",
@@ -48,7 +48,7 @@ def reference() -> dict[int, list[list[int]]]:
 def speculating(request: pytest.FixtureRequest, reference: Any) -> Iterator[Any]:
     """One engine per head; `reference` is asked for first, so that its engine is gone."""
     drafter = f"dspark:{MICRO / f'dspark-{request.param}'}"
-    with engine(MICRO, drafter) as llm:
+    with engine(MICRO, drafter, **WHOLE) as llm:
         yield llm
 
 

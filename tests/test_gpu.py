@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine import MICRO, TINY, Request, engine, observed, run, tokens
+from tests.engine import MICRO, TINY, WHOLE, Request, engine, observed, run, tokens
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine]
 
@@ -38,7 +38,7 @@ def test_fp32_tokens_equal(drafting: str) -> None:
     """Catches anything that CUDA graph capture or padding does to a drafted token."""
     with engine(TINY, dtype="float32", **GRAPHS) as llm:
         reference = tokens(run(llm, REQUESTS))
-    with engine(TINY, speculation(drafting), dtype="float32", **GRAPHS) as llm:
+    with engine(TINY, speculation(drafting), dtype="float32", **GRAPHS, **WHOLE) as llm:
         with observed(llm) as seen:
             outputs = run(llm, REQUESTS)
     assert tokens(outputs) == reference
@@ -51,7 +51,7 @@ def test_other_heads_fp32_tokens_equal(head: str) -> None:
     with engine(MICRO, dtype="float32", **GRAPHS) as llm:
         reference = tokens(run(llm, REQUESTS))
     drafter = f"dspark:{MICRO / f'dspark-{head}'}"
-    with engine(MICRO, drafter, dtype="float32", **GRAPHS) as llm, observed(llm) as seen:
+    with engine(MICRO, drafter, dtype="float32", **GRAPHS, **WHOLE) as llm, observed(llm) as seen:
         outputs = run(llm, REQUESTS)
     assert tokens(outputs) == reference
     assert seen[0].accepted_length > 1.8
@@ -60,7 +60,7 @@ def test_other_heads_fp32_tokens_equal(head: str) -> None:
 def test_bf16_runs_and_accepts() -> None:
     """bf16 rounds differently for different batch shapes, so tokens may differ; acceptance
     must not."""
-    with engine(TINY, speculation("greedy"), dtype="bfloat16", **GRAPHS) as llm:
+    with engine(TINY, speculation("greedy"), dtype="bfloat16", **GRAPHS, **WHOLE) as llm:
         with observed(llm) as seen:
             outputs = run(llm, REQUESTS)
     assert [len(t) for t in tokens(outputs)] == [r.params["max_tokens"] for r in REQUESTS]
@@ -74,8 +74,7 @@ def test_sequential_stage_equals_the_builtins() -> None:
         for i, r in enumerate(REQUESTS)
     ]
     results = []
-    for ours in ({"enabled": False}, {"verification": "all"}):
-        extra = {"additional_config": {"dspark": ours}}
+    for extra in ({"additional_config": {"dspark": {"enabled": False}}}, WHOLE):
         config = speculation("probabilistic")
         with engine(TINY, config, dtype="float32", **GRAPHS, **extra) as llm:
             with observed(llm) as seen:

@@ -123,15 +123,6 @@ def test_steps_correct_the_profile() -> None:
     np.testing.assert_allclose(made.budget_curve(4, 4, 400, 4, GAMMA, 12), 2 * before, rtol=0.1)
 
 
-def test_ranks_that_decide_alike_do_not_learn() -> None:
-    """Their clocks differ."""
-    made = profiled(learns=False)
-    before = made.budget_curve(4, 4, 400, 4, GAMMA, 12)
-    for _ in range(50):
-        made.observe(shape(16), 20.0, replayed=True)
-    assert (made.budget_curve(4, 4, 400, 4, GAMMA, 12) == before).all()
-
-
 def test_leaving_the_graph_costs() -> None:
     """Where a trimmed batch cannot replay, the whole block may be cheaper than most of it. What
     such steps take is learned apart, and does not spoil the profile."""

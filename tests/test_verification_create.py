@@ -11,6 +11,7 @@ import torch
 from tests.test_verification_plan import cuda as cuda
 from tests.test_verification_plan import engine
 from vllm_dspark.config import DSparkConfigError
+from vllm_dspark.integration.depth_plan import SCHEDULERS
 from vllm_dspark.integration.verification import create
 from vllm_dspark.integration.verification.create import create_for_graphs, create_for_host
 from vllm_dspark.integration.verification.device import DeviceVerification
@@ -30,6 +31,15 @@ def states() -> Any:
 def config(options: dict[str, Any], **changes: Any) -> Any:
     made = engine(options, asked=changes.pop("flag", False), **changes)
     made.parallel_config.tensor_parallel_size = 1
+    speculative = {
+        "num_speculative_tokens": 3,
+        "num_speculative_tokens_per_batch_size": None,
+        "draft_model_config": SimpleNamespace(model="a drafter"),
+    }
+    vars(made.speculative_config).update(speculative)
+    vars(made.model_config).update(model="a target", dtype="float32")
+    made.scheduler_config = SimpleNamespace(scheduler_cls=changes.get("scheduler"))
+    made.num_lookahead_tokens = 3
     return made
 
 
@@ -139,6 +149,36 @@ def test_fixed_gamma_leaves_graphs_as_they_are() -> None:
     assert manager is not None
     assert type(manager.policy) is FixedPolicy
     assert manager.costs is manager.arrivals is None
+
+
+@pytest.mark.usefixtures("cuda")
+def test_depth_that_follows_the_load_needs_graphs_of_mixed_lengths() -> None:
+    """Even where all drafts are verified: how many there are changes. Prices come with it, since
+    the scheduler chooses by them."""
+    vllm_config = config({"verification": "all"}, scheduler=SCHEDULERS[True])
+    manager = ask(vllm_config)
+    assert type(manager) is HostVerification
+    assert type(manager.policy) is FixedPolicy
+    assert manager.costs is not None
+    assert not manager.costs.learns  # from what the scheduler says alone
+    assert ask(config({"verification": "all", "depth": 2}, scheduler=SCHEDULERS[True])) is None
+
+
+@pytest.mark.usefixtures("cuda")
+def test_depth_where_graphs_want_equal_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs stay what they would be without us."""
+    needs_whole_batches(monkeypatch)
+    assert ask(config({"verification": "all"}, scheduler=SCHEDULERS[True])) is None
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("scheduler", [None, SCHEDULERS[True]])
+def test_times_are_taken_where_they_are_used(scheduler: str | None) -> None:
+    """Without our scheduler a rank alone learns from its own clock; with it, from the plan."""
+    manager = ask(config(ADAPTIVE, flag=True, scheduler=scheduler))
+    assert manager is not None
+    assert manager.costs is not None
+    assert manager.costs.learns == (scheduler is None)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -43,7 +43,7 @@ class Prices:
         self._step_ms = np.array(step_ms)
         self.asked: list[tuple[int, ...]] = []
 
-    def budget_curve(self, *shape: int) -> np.ndarray:
+    def budget_curve(self, *shape: Any) -> np.ndarray:
         self.asked.append(shape)
         return self._step_ms[np.minimum(np.arange(shape[-1] + 1), len(self._step_ms) - 1)]
 
@@ -67,7 +67,7 @@ class RandomLengths(FixedPolicy):
         self._random = np.random.default_rng(seed)
         self.lengths: list[np.ndarray] = []
 
-    def choose(self, slots: Any, draft_lengths: Any, *shape: int) -> int:
+    def choose(self, slots: Any, draft_lengths: Any, *shape: Any) -> int:
         limits = self.limits(slots, draft_lengths)
         kind = self._random.integers(8)
         if kind == 0:
@@ -91,7 +91,7 @@ class RandomBudget(VerificationPolicy):
         super().__init__(len(served.sampled), served.gamma, served.calibrator, served.costs)
         self._random = np.random.default_rng(seed)
 
-    def choose(self, slots: Any, draft_lengths: Any, *shape: int) -> int:
+    def choose(self, slots: Any, draft_lengths: Any, *shape: Any) -> int:
         total = int(self.limits(slots, draft_lengths).sum())
         kind = self._random.integers(8)
         if kind < 2:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 
 class DSparkConfigError(ValueError):
     """`additional_config["dspark"]` cannot be used as it stands."""
+
+
+def _depth(value: Any) -> Any:
+    """One error for all that it may be, not one for each."""
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value != "auto" and not number:
+        raise PydanticCustomError("depth", 'needed is "auto" or a whole number from 0 to γ')
+    return value
 
 
 class DSparkConfig(BaseModel):
@@ -50,6 +59,35 @@ class DSparkConfig(BaseModel):
         default=512,
         ge=1,
         description="Tokens of context per request at which step costs are profiled at start-up.",
+    )
+    depth: Annotated[Literal["auto"] | int, BeforeValidator(_depth)] = Field(
+        default="auto",
+        description=(
+            "Tokens drafted per request in a step. auto: as many as pay at the load, down to none. "
+            "A number, 0 to γ: always that many."
+        ),
+    )
+    draft_block: Literal["depth", "full"] = Field(
+        default="depth",
+        description=(
+            "Positions that the drafter's backbone runs on where fewer than γ tokens are drafted. "
+            "depth: those that are drafted. full: all γ."
+        ),
+    )
+    goal: Literal["throughput", "latency"] = Field(
+        default="throughput",
+        description=(
+            "What the depth is chosen for. throughput: most tokens per second in all. latency: "
+            "always γ, as far as there is K/V memory."
+        ),
+    )
+    target_tokens_per_second_per_user: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description=(
+            "Tokens per second that each request is to get at least; throughput comes second."
+        ),
     )
     calibration: str = Field(
         default="auto",
@@ -105,9 +143,21 @@ class DSparkConfig(BaseModel):
             if self.verification_mode != "auto":
                 mode = f'verification_mode is "{self.verification_mode}"'
                 raise _contradiction('verification is "all"', f"{mode}, which says how it varies")
+        self._check_goals()
         if self.confidence == "never" and asked:
             needs = f"{asked[0]}, which needs the confidence head"
             raise _contradiction('confidence is "never"', needs)
+
+    def _check_goals(self) -> None:
+        goals = []
+        if self.goal == "latency":
+            goals.append('goal is "latency"')
+        if self.target_tokens_per_second_per_user is not None:
+            goals.append("target_tokens_per_second_per_user is given")
+        if len(goals) == 2:
+            raise _contradiction(*goals)
+        if self.depth != "auto" and goals:
+            raise _contradiction(f"depth is {self.depth}", f"{goals[0]}, which chooses it")
 
 
 def _contradiction(one: str, other: str) -> DSparkConfigError:

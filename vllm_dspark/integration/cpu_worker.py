@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_dspark.integration.depth_hooks import DepthHooks
 from vllm_dspark.integration.seams import open_engine_seams
 from vllm_dspark.integration.verification.hooks import VerificationHooks
 
 
-class DSparkCpuWorker(VerificationHooks, CPUWorker):
+class DSparkCpuWorker(DepthHooks, VerificationHooks, CPUWorker):
     """Chosen through `parallel_config.worker_cls`, only where DSpark was asked for."""
 
     def init_device(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from vllm_dspark import __version__
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.drafter_config import read_spec
 from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.plan import Plan, make_plan, settle
@@ -59,6 +60,8 @@ def _take_place(vllm_config: Any) -> bool:
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
+    obstacle = settle_depth(vllm_config, config)
+    depth = DepthPlan.of(vllm_config).describe() + (f" ({obstacle})" if obstacle else "")
     calibration = "none"
     if plan.adaptive:
         found = calibration_of(vllm_config, config)
@@ -67,9 +70,8 @@ def _take_place(vllm_config: Any) -> bool:
             calibration = "online alone"
             logger.warning("vllm-dspark: %s", found.why)
     parallel.worker_cls = _WORKERS[parallel.worker_cls]
-    logger.info(
-        "vllm-dspark %s: %s", __version__, describe(vllm_config, config, spec, plan, calibration)
-    )
+    described = describe(vllm_config, config, spec, plan, depth, calibration)
+    logger.info("vllm-dspark %s: %s", __version__, described)
     return True
 
 
@@ -78,6 +80,7 @@ def describe(
     config: DSparkConfig,
     spec: DrafterSpec | None,
     plan: Plan,
+    depth: str,
     calibration: str,
 ) -> str:
     """The start-up line: what was taken over and every mode that was chosen."""
@@ -88,6 +91,7 @@ def describe(
         f"active, proposer and verification taken over from vLLM's built-in DSpark; "
         f"drafter {draft.model}: {drafter}; γ={speculative.num_speculative_tokens}, "
         f"drafting {speculative.draft_sample_method}, "
-        f"verification {plan.describe()}, {speculative.rejection_sample_method} rejection "
-        f"sampling, confidence {config.confidence}, calibration {calibration}"
+        f"depth {depth}, verification {plan.describe()}, "
+        f"{speculative.rejection_sample_method} rejection sampling, "
+        f"confidence {config.confidence}, calibration {calibration}"
     )

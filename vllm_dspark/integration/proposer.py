@@ -14,10 +14,11 @@ from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.spec_decode.dspark.speculator import DSparkSpeculator
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.models import our_architecture
 
 
-class DSparkProposer(DSparkSpeculator):
+class DSparkProposer(DraftDepth, DSparkSpeculator):
     """Proposer for method dspark.
 
     Drafters of architectures that vLLM serves with model-specific code (inside DeepSeek-V4 and
@@ -78,31 +79,34 @@ class DSparkProposer(DSparkSpeculator):
 
         Args:
             num_reqs: R, requests in the batch, CUDA graph padding included.
-            head_hidden: [tokens, D], the backbone's output; row `sample_indices[r·γ + k]` is
-                position k of request r.
+            head_hidden: [tokens, D], the backbone's output; row `sample_indices[r·n + k]` is
+                position k of request r, with n predicting positions in the backbone's block.
 
         Writes:
-            draft_tokens [R, γ], target vocabulary; draft_logits where drafting is
-            probabilistic; draft_token_confidence_probs [R, γ] where confidences are used.
+            The first d columns, d ≤ n drafts being drawn (see `DraftDepth`): draft_tokens [R, γ],
+            target vocabulary; draft_logits where drafting is probabilistic;
+            draft_token_confidence_probs [R, γ] where confidences are used.
         """
         head = getattr(self.model, "sequential_head", None)
         if head is None:
             super()._sample_sequential(num_reqs, head_hidden)
             return
-        gamma = self.num_speculative_steps
-        rows = num_reqs * gamma
-        hidden = head_hidden[self.sample_indices[:rows]]  # [R·γ, D]
-        base_logits = self.model.compute_draft_logits(hidden)  # [R·γ, V]
-        base_logits = base_logits.view(num_reqs, gamma, -1)
-        block_hidden = hidden.view(num_reqs, gamma, -1)
-        request = self.sample_idx_mapping[:rows].view(num_reqs, gamma)
-        position = self.sample_pos[:rows].view(num_reqs, gamma)
+        positions = self.num_speculative_steps
+        depth = positions if self.drawn is None else self.drawn
+        rows = num_reqs * positions
+        row = self.sample_indices[:rows].view(num_reqs, positions)[:, :depth]
+        hidden = head_hidden[row.flatten()]  # [R·d, D]
+        base_logits = self.model.compute_draft_logits(hidden)  # [R·d, V]
+        base_logits = base_logits.view(num_reqs, depth, -1)
+        block_hidden = hidden.view(num_reqs, depth, -1)
+        request = self.sample_idx_mapping[:rows].view(num_reqs, positions)
+        position = self.sample_pos[:rows].view(num_reqs, positions)
 
         previous = self.input_buffers.input_ids[self._anchor_idx[:num_reqs]]
         state: torch.Tensor | None = None
         embeds = []
         peaks = []
-        for k in range(gamma):
+        for k in range(depth):
             embed = head.embed(previous)  # [R, r]
             if k == 0:
                 state = head.initial_state(embed)
@@ -115,9 +119,10 @@ class DSparkProposer(DSparkSpeculator):
             embeds.append(embed)
 
         if self.peak_confidence:
-            self.draft_token_confidence_probs[:num_reqs] = torch.stack(peaks, dim=1)
+            self.draft_token_confidence_probs[:num_reqs, :depth] = torch.stack(peaks, dim=1)
         if self.use_confidence_head:
             confidence = self.model.compute_confidence(
                 hidden, torch.stack(embeds, dim=1).flatten(0, 1)
             )
-            self.draft_token_confidence_probs[:num_reqs] = confidence.view(num_reqs, gamma)
+            confidence = confidence.view(num_reqs, depth)
+            self.draft_token_confidence_probs[:num_reqs, :depth] = confidence

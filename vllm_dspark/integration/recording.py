@@ -123,7 +123,9 @@ def record(
             "model": drafter,
             "draft_sample_method": sampling.drafting,
         },
-        additional_config={"dspark": {"verification": "adaptive", "calibration": "off"}},
+        additional_config={
+            "dspark": {"verification": "adaptive", "goal": "latency", "calibration": "off"}
+        },
         worker_extension_cls=f"{__name__}.{RoundRecorder.__name__}",
         **(engine or {}),
     )

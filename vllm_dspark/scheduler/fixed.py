@@ -67,6 +67,7 @@ class FixedPolicy:
         base_tokens: int,
         sampling_requests: int,
         context_tokens: int,
+        depth: int | None = None,
     ) -> int:
         """How many drafts to verify, the sum of the limits at most.
 
@@ -76,6 +77,7 @@ class FixedPolicy:
             base_tokens: tokens that run in any case.
             sampling_requests: requests that emit a token in any case.
             context_tokens: tokens in the caches of all requests together.
+            depth: drafts that the step draws for each request, 0 to γ; None for γ.
         """
         return int(self.limits(slots, draft_lengths).sum())
 

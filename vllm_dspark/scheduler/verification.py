@@ -17,6 +17,7 @@ so a calibrator may learn from it at once.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from vllm_dspark.scheduler.survival import prefix_survival
 
 Floats = npt.NDArray[np.float64]
 _NONE = -1  # number of no block
+_KEPT = 8  # steps
 
 
 class Calibrator(Protocol):
@@ -85,6 +87,9 @@ class VerificationPolicy(FixedPolicy):
         # The two newest blocks whose confidences arrived, newest first.
         self._block = np.full((2, slots), _NONE, dtype=np.int64)
         self._confidence = np.full((2, slots, gamma), np.nan, dtype=np.float32)
+        self._retired = np.ones(slots, dtype=bool)  # its newest known block was told of
+        # Confidences and regimes of blocks to tell of; without a listener the oldest are dropped.
+        self._over: deque[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = deque(maxlen=_KEPT)
 
     def add_request(
         self,
@@ -102,6 +107,7 @@ class VerificationPolicy(FixedPolicy):
         self._since[slot] = step
         self._current[slot] = _NONE
         self._block[:, slot] = _NONE
+        self._retired[slot] = True
         self._confidence[:, slot] = np.nan
 
     def drafted(self, step: int, slots: Ints, depth: int) -> None:
@@ -116,6 +122,7 @@ class VerificationPolicy(FixedPolicy):
         base_tokens: int,
         sampling_requests: int,
         context_tokens: int,
+        depth: int | None = None,
     ) -> int:
         """The number of drafts with the most tokens per millisecond; see `FixedPolicy.choose`."""
         limits = self.limits(slots, draft_lengths)
@@ -132,7 +139,12 @@ class VerificationPolicy(FixedPolicy):
         survival = self._survival(slots, self._before_current(slots))
         requests = len(slots)
         curve = self.costs.budget_curve(
-            base_tokens, requests, context_tokens, requests, self.gamma, total
+            base_tokens,
+            requests,
+            context_tokens,
+            requests,
+            self.gamma if depth is None else depth,
+            total,
         )
         budget = choose_budget(survival, candidates, curve, sampling_requests)
         return min(budget, int(limits.sum()))
@@ -147,6 +159,10 @@ class VerificationPolicy(FixedPolicy):
 
     def outcomes_arrived(self, step: int, slots: Ints, accepted: Ints, verified: Ints) -> None:
         """Teach the calibrator; see `FixedPolicy.outcomes_arrived`."""
+        over = slots[(step >= self._since[slots]) & ~self._retired[slots]]
+        if over.size:
+            self._retired[over] = True
+            self._over.append((self._confidence[0, over], self.sampled[over]))
         # The newest block known of a request is the one that this step verified.
         teaches = (step >= self._since[slots]) & (self._block[0, slots] != _NONE) & (verified > 0)
         if teaches.any():
@@ -168,6 +184,19 @@ class VerificationPolicy(FixedPolicy):
             kept[1, slots] = kept[0, slots]
         self._block[0, slots] = step
         self._confidence[0, slots] = confidence[ours]
+        self._retired[slots] = False
+
+    def retired(self) -> Floats:
+        """Survival [N, γ] of blocks that no later step can verify, each told once; NaN for what was
+        not drawn. Nothing that is still to be verified is among them, so it may decide on
+        anything."""
+        over = list(self._over)
+        self._over.clear()
+        if not over:
+            return np.empty((0, self.gamma))
+        confidence, sampled = (np.concatenate(parts) for parts in zip(*over, strict=True))
+        survival = prefix_survival(self.calibrator.calibrate(confidence, sampled))
+        return np.where(np.isnan(confidence), np.nan, survival)
 
     def _before_current(self, slots: Ints) -> npt.NDArray[Any]:
         """[R, γ]: confidences of the newest known block before the current one, or NaN."""

@@ -5,7 +5,7 @@ Where vLLM captures none (CPU, eager), prices start from the cost model's guess.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from vllm_dspark.scheduler.cost_model import CostModel, StepSample, StepShape
 
 _REPLAYS = 3
+_SIZES = 6  # at each depth but γ
 _LONGER = 4  # the second context length, in multiples of the first
 # A trimmed batch that cannot replay a full graph, against one that does: before any was seen.
 _FIRST_PENALTY = 1.5
@@ -29,8 +30,11 @@ class StepCosts:
         context: tokens of context per request to profile at; also at four times as many.
         most_context: tokens that a request can have.
         trims_replay: a batch with trimmed requests replays full graphs, or there are none.
-        learns: measured times correct the model. They differ between tensor-parallel ranks,
-            which must decide alike, so those keep to the profile.
+        learns: from times that were measured here. They differ between tensor-parallel ranks,
+            which must decide alike, so those learn from what the scheduler tells them all.
+
+    Attributes:
+        profiled: the model is no guess.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class StepCosts:
         self.model = CostModel.default(gamma)
         self._most_requests, self._most_tokens = most_requests, most_tokens
         self._contexts = [min(context * f, max(most_context - gamma - 1, 0)) for f in (1, _LONGER)]
-        self._learns = learns
+        self.learns = learns
+        self.trims_replay = trims_replay
+        self.profiled = False
         self._captured: list[int] = []
-        self._batches: list[int] = []  # context of each batch that was handed out
-        self._trims_replay = trims_replay
+        # Context and depth of each batch that was handed out.
+        self._batches: list[tuple[int, int]] = []
         self._penalty = 1.0 if trims_replay else _FIRST_PENALTY
 
     def budget_curve(
@@ -74,14 +80,22 @@ class StepCosts:
     def _whole_would_replay(self, tokens: int) -> bool:
         return self._penalty != 1.0 and bool(self._captured) and tokens <= self._captured[-1]
 
-    def batches(self, captured: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def batches(
+        self,
+        captured: Sequence[int],
+        depths: Sequence[int] = (),
+        draw_at: Callable[[int | None], None] = lambda depth: None,
+    ) -> Iterator[dict[str, Any]]:
         """Arguments of the runner's dummy runs that are to be timed.
 
         Every captured size and, since larger steps run too, doublings up to the largest step; a few
-        of them with a longer context as well. Graphs for whole blocks are run with such.
+        of them with a longer context as well, and a few at every other depth. Graphs for whole
+        blocks are run with such.
 
         Args:
             captured: tokens of captured graphs, ascending.
+            depths: drafts per request; dummy runs draw γ if not told otherwise.
+            draw_at: called before each batch with the depth that it is to draw; None for γ.
         """
         self._captured = list(captured)
         self._batches = []
@@ -92,14 +106,27 @@ class StepCosts:
             larger.append(size)
         sizes = [*captured, *larger]
         few = sizes[:: max(-(-len(sizes) // 4), 1)]
-        for context, chosen in zip(self._contexts, (sizes, few), strict=True):
-            for size in chosen:
+        near, far = self._contexts
+        batches = [(size, near, self.gamma) for size in sizes]
+        batches += [(size, far, self.gamma) for size in few]
+        # A request has one token in a dummy run of these, and its draft costs what it costs.
+        batches += [
+            (size, near, depth)
+            for depth in depths
+            if depth != self.gamma
+            for size in _spread([s for s in sizes if s <= self._most_requests], _SIZES)
+        ]
+        try:
+            for size, context, depth in batches:
+                draw_at(depth)
                 for _ in range(_REPLAYS):
-                    self._batches.append(context)
+                    self._batches.append((context, depth))
                     batch: dict[str, Any] = {"num_tokens": size, "context_len": context}
-                    if size in self._captured and not self._trims_replay:
+                    if size in self._captured and not self.trims_replay:
                         batch["uniform_decode"] = True
                     yield batch
+        finally:
+            draw_at(None)
 
     def learn_profile(
         self, timings: Sequence[Any], head_line: tuple[float, float] = (0.0, 0.0)
@@ -111,33 +138,44 @@ class StepCosts:
             head_line: ms of the LM head without rows, and for each row. Dummy runs leave it out.
 
         Raises:
-            RuntimeError: there are no timings.
+            RuntimeError: there are no timings, or not as many as there were batches of
+                different depths.
         """
         if not timings:
             raise RuntimeError("vLLM timed none of the steps that were to be profiled")
-        contexts = self._batches
-        if len(contexts) != len(timings):  # dummy runs of another origin among them
-            contexts = [self._contexts[0]] * len(timings)
-        replayed = {t.num_reqs: t.drafter_ms for t in timings if t.full_cudagraph}
+        batches = self._batches
+        if len(batches) != len(timings):  # dummy runs of another origin among them
+            if {depth for _, depth in batches} - {self.gamma}:
+                raise RuntimeError(
+                    f"vLLM timed {len(timings)} steps, {len(batches)} were to be profiled"
+                )
+            batches = [(self._contexts[0], self.gamma)] * len(timings)
+        replayed = {
+            (depth, t.num_reqs): t.drafter_ms
+            for t, (_, depth) in zip(timings, batches, strict=True)
+            if t.full_cudagraph
+        }
         samples = []
-        for timing, context in zip(timings, contexts, strict=True):
+        for timing, (context, depth) in zip(timings, batches, strict=True):
             requests, tokens = timing.num_reqs, timing.num_target_tokens
             draft_ms = timing.drafter_ms
             if not timing.full_cudagraph and replayed:
                 # The host was still launching the target when the drafter began. What counts is
                 # the time on a device that is never kept waiting.
-                draft_ms = min(draft_ms, replayed[max(replayed, key=lambda n: -abs(n - requests))])
+                near = min(replayed, key=lambda n: (n[0] != depth, abs(n[1] - requests)))
+                draft_ms = min(draft_ms, replayed[near])
             for rows in {requests, tokens}:
                 shape = StepShape(
                     tokens=tokens,
                     requests=requests,
                     context_tokens=requests * context,
                     logits_rows=rows,
-                    depth=self.gamma,
+                    depth=depth,
                 )
                 verify_ms = timing.forward_ms + head_line[0] + head_line[1] * rows
                 samples.append(StepSample(shape, verify_ms, draft_ms))
         self.model = CostModel(samples, self._captured, self.gamma)
+        self.profiled = True
 
     def observe(self, shape: StepShape, ms: float, replayed: bool) -> None:
         """A decode step took `ms` on the device.
@@ -148,7 +186,7 @@ class StepCosts:
             replayed: it ran as steps of its size were profiled, not as a trimmed batch that
                 had to leave its graph.
         """
-        if not self._learns or not ms > 0:
+        if not ms > 0:
             return
         if not replayed and self._whole_would_replay(shape.tokens):
             predicted = self.model.step_ms(
@@ -157,3 +195,10 @@ class StepCosts:
             self._penalty += _PENALTY_WEIGHT * (max(ms / float(predicted), 1.0) - self._penalty)
             return
         self.model.observe(shape, ms, graph=True)
+
+
+def _spread(sizes: Sequence[int], count: int) -> list[int]:
+    """At most `count` of ascending sizes, evenly by rank, the first and the last among them."""
+    if len(sizes) <= count:
+        return list(sizes)
+    return [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]

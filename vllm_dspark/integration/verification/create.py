@@ -9,6 +9,7 @@ from packaging.version import Version
 from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.verification.arrivals import Arrivals, DeviceArrivals
 from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.integration.verification.calibrated import calibration_of
@@ -47,12 +48,17 @@ def create_for_graphs(
         DSparkConfigError: device mode was forced and a backend does not allow it.
     """
     config = DSparkConfig.from_additional_config(vllm_config.additional_config)
-    if config.verification != "adaptive":
+    adaptive = config.verification == "adaptive"
+    if not adaptive and not DepthPlan.of(vllm_config).varies:
         return None
     layout = _layout(vllm_config, req_states, query_start_loc, num_bonus_tokens, max_total_logits)
     width = req_states.num_speculative_steps + num_bonus_tokens
     backends = attn_groups, vllm_config, width, target_layer_names, additional_attn_cg_support
     not_ragged = _no_ragged_graphs(*backends)
+    if not adaptive:  # all drafts are verified, but not always γ
+        if not_ragged:
+            return None
+        return _make(HostVerification, vllm_config, config, layout, trims_replay=True)
     reason = host_reason(vllm_config) or _no_device_lengths(attn_groups, target_layer_names)
     reason = reason or not_ragged or ("asked for" if config.verification_mode == "host" else None)
     if reason is None:
@@ -97,7 +103,9 @@ def _make(
     trims_replay: bool,
 ) -> VerificationManager:
     slots, gamma = layout.req_states.max_num_reqs, layout.req_states.num_speculative_steps
-    if config.verification != "adaptive":
+    depth = DepthPlan.of(vllm_config)
+    adaptive = config.verification == "adaptive"
+    if not adaptive and not depth.varies:
         return HostVerification(layout, FixedPolicy(slots, gamma), None, None)
     device = layout.query_start_loc.device
     alone = vllm_config.parallel_config.tensor_parallel_size == 1
@@ -108,8 +116,10 @@ def _make(
         context=config.profile_context,
         most_context=layout.req_states.max_model_len,
         trims_replay=trims_replay,
-        learns=alone,
+        learns=alone and not depth.ours,
     )
+    if not adaptive:
+        return HostVerification(layout, FixedPolicy(slots, gamma), costs, None)
     artifact = calibration_of(vllm_config, config).artifact
     calibrator = OnlineCalibrator(gamma, None if artifact is None else artifact.temperatures)
     policy = VerificationPolicy(slots, gamma, calibrator, costs)

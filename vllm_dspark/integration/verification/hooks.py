@@ -38,4 +38,7 @@ def connect(runner: Any) -> None:
     manager = runner.adaptive_verification
     if manager is not None:
         manager.head_line = partial(head_line, runner)
+        if runner.speculator.plan.varies:
+            manager.depths = (0, *runner.speculator.plan.depths)
+            manager.draw_at = partial(setattr, runner.speculator, "idle_depth")
     runner.speculator.verification = manager

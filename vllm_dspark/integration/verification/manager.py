@@ -10,7 +10,7 @@ before it draws. Upstream: vllm/v1/worker/gpu/spec_decode/adaptive_verification.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,9 +37,12 @@ class VerificationManager(ABC):
 
     Attributes:
         head_line: times the LM head; see `head.head_line`.
+        depths: that are drafted, γ the last.
+        draw_at: tells the proposer how deep dummy runs draft; None for γ.
     """
 
     mode: str
+    depths: Sequence[int] = ()
 
     def __init__(
         self,
@@ -54,10 +57,12 @@ class VerificationManager(ABC):
         self.arrivals = arrivals
         self.counters = Counters()
         self.head_line: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
+        self.draw_at: Callable[[int | None], None] = lambda depth: None
         self._step = 0  # in progress
         self._depth = policy.gamma  # drafts of the block that it draws
         self._facts: dict[str, RequestFacts] = {}
         self._batch: Batch | None = None
+        self._verifies = False  # the step in progress has drafts to verify
         self._outcome: tuple[torch.Tensor, torch.Tensor] | None = None
         self._shapes: dict[int, tuple[StepShape, bool]] = {}  # of steps whose time is awaited
         self._late: tuple[StepShape, float, bool] | None = None
@@ -81,6 +86,7 @@ class VerificationManager(ABC):
         }
         skips = getattr(scheduler_output, "skip_drafts", False)  # 0.33
         self._depth = 0 if skips else scheduler_output.num_spec_tokens_to_schedule
+        self._verifies = False
 
     def observe(self, num_sampled: torch.Tensor, num_rejected: torch.Tensor) -> None:
         """The target has spoken: int [R] each, on the device, for `record_confidences`."""
@@ -102,13 +108,14 @@ class VerificationManager(ABC):
             num_tokens_per_req: scheduled tokens, drafts included.
             draft_tokens: scheduled drafts, of those requests that have some.
         """
+        self._verifies = True
         self._collect()
         batch = self._batch_of(num_tokens_per_req, draft_tokens)
         states = self.layout.req_states
         computed = states.num_computed_tokens_np[batch.slots]
         sampling = int((computed + batch.others >= states.prefill_len.np[batch.slots]).sum())
         base, context = int(batch.others.sum()), int(computed.sum())
-        wanted = self.policy.choose(batch.slots, batch.drafts, base, sampling, context)
+        wanted = self.policy.choose(batch.slots, batch.drafts, base, sampling, context, self._depth)
         rows = len(batch.req_ids) * self.layout.num_bonus_tokens
         batch.budget = min(wanted, max(self.layout.max_total_logits - rows, 0))
         self._decide(batch)
@@ -123,7 +130,7 @@ class VerificationManager(ABC):
                 depth=self._depth,
             )
             decodes = sampling == base == len(batch.req_ids)
-            if decodes:  # a prefill among them is not what was profiled
+            if decodes and self.costs.learns:  # a prefill among them is not what was profiled
                 self._shapes[self._step] = shape, not batch.trims
                 self.arrivals.start()
         return base + batch.budget
@@ -139,6 +146,10 @@ class VerificationManager(ABC):
         self._step, self._outcome = step + 1, None
         if self.arrivals is None or outcome is None:
             return
+        if not self._verifies:
+            self._collect()  # nobody else did in this step
+            if not self._depth:
+                return  # neither drew nor verified: a step as without speculation
         slots = input_batch.idx_mapping_np
         confidence = confidence_probs[: len(slots)]
         if self._depth:
@@ -162,7 +173,8 @@ class VerificationManager(ABC):
 
     def batches_to_profile(self, capture_sizes: list[int]) -> Iterator[dict[str, Any]]:
         """Arguments of dummy runs to be timed, once graphs are captured."""
-        return iter(()) if self.costs is None else self.costs.batches(capture_sizes)
+        if self.costs is not None:
+            yield from self.costs.batches(capture_sizes, self.depths, self.draw_at)
 
     def set_initial_cost_curves(self, samples: list[Any]) -> None:
         """Timings of those runs. All tensor-parallel ranks go by the first one's."""

@@ -1,0 +1,131 @@
+"""What choosing and drafting depths leans on in vLLM, in the sources of every supported version."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.test_seams import GPU, RUNNER
+from tests.test_seams import vllm as vllm
+from tests.vllm_sources import Sources, calls, parameters
+
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+ASYNC = "vllm.v1.core.sched.async_scheduler:AsyncScheduler"
+DSPARK = f"{GPU}.spec_decode.dspark.speculator:DSparkSpeculator"
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        (f"{SCHEDULER}.schedule", "self throttle_prefills"),
+        (f"{SCHEDULER}.update_from_output", "self scheduler_output model_runner_output"),
+        (f"{SCHEDULER}.get_request_counts", "self"),
+        (f"{DSPARK}.init_cudagraph_manager", "self cudagraph_mode"),
+        (f"{DSPARK}.capture", "self"),
+        ("vllm.v1.worker.gpu_worker:Worker.execute_model", "self scheduler_output"),
+        ("vllm.v1.worker.gpu_worker:Worker.sample_tokens", "self grammar_output"),
+    ],
+)
+def test_methods_that_we_override_or_call(vllm: Sources, target: str, names: str) -> None:
+    function = vllm.function(target)
+    assert function is not None
+    assert parameters(function) == tuple(names.split())
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        (
+            SCHEDULER,
+            "dynamic_sd_lookup num_lookahead_tokens num_spec_tokens running requests "
+            "kv_cache_manager max_num_scheduled_tokens max_model_len vllm_config",
+        ),
+        ("vllm.v1.core.kv_cache_manager:KVCacheManager", "block_pool coordinator"),
+        ("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator", "single_type_managers"),
+        (
+            "vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
+            "req_to_blocks block_size",
+        ),
+        (
+            "vllm.v1.request:Request",
+            "spec_token_ids num_computed_tokens num_output_placeholders request_id",
+        ),
+        (
+            DSPARK,
+            "num_speculative_steps num_query_per_req _anchor_idx draft_token_confidence_probs "
+            "query_cudagraph_manager max_num_reqs",
+        ),
+        (f"{GPU}.cudagraph_utils:CudaGraphManager", "graphs cudagraph_mode varlen_decode"),
+        (RUNNER, "execute_model_state cudagraph_manager num_speculative_steps device"),
+        (
+            f"{GPU}.model_runner:ExecuteModelState",
+            "input_batch num_spec_tokens_to_schedule",
+        ),
+        (f"{GPU}.input_batch:InputBatch", "num_reqs num_computed_tokens_np"),
+        (f"{GPU}.async_utils:AsyncOutput", "model_runner_output"),
+        (
+            "vllm.v1.core.sched.output:SchedulerOutput",
+            "scheduled_spec_decode_tokens total_num_scheduled_tokens scheduled_new_reqs",
+        ),
+        ("vllm.v1.outputs:ModelRunnerOutput", "sampled_token_ids req_id_to_index"),
+        ("vllm.config.scheduler:SchedulerConfig", "scheduler_cls async_scheduling"),
+        (
+            "vllm.config.speculative:SpeculativeConfig",
+            "num_speculative_tokens num_speculative_tokens_per_batch_size",
+        ),
+        ("vllm.config.vllm:VllmConfig", "scheduler_config kv_transfer_config"),
+        ("vllm.config.parallel:ParallelConfig", "data_parallel_size pipeline_parallel_size"),
+    ],
+)
+def test_attributes_we_lean_on(vllm: Sources, target: str, names: str) -> None:
+    assert set(names.split()) - vllm.assigned(target) == set()
+
+
+@pytest.mark.parametrize("target", [f"{SCHEDULER}.schedule", f"{SCHEDULER}._update_after_schedule"])
+def test_schedulers_have_what_is_extended(vllm: Sources, target: str) -> None:
+    assert vllm.function(target) is not None
+
+
+def test_depth_is_read_from_the_lookup(vllm: Sources) -> None:
+    """Once for every step with requests, from the object that takes the place of vLLM's table, and
+    from nothing else; the next step has as many placeholders."""
+    schedule = vllm.function(f"{SCHEDULER}.schedule")
+    assert schedule is not None
+    reads = [
+        node
+        for node in ast.walk(schedule)
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Attribute)
+        and node.value.attr == "dynamic_sd_lookup"
+    ]
+    assert len(reads) == 1
+    after = vllm.function(f"{ASYNC}._update_after_schedule")
+    assert after is not None
+    assert "scheduler_output.num_spec_tokens_to_schedule" in ast.unparse(after)
+
+
+def test_lookahead_is_read_while_scheduling(vllm: Sources) -> None:
+    """From the attribute that follows the depth, wherever slots are taken."""
+    schedule = vllm.function(f"{SCHEDULER}.schedule")
+    assert schedule is not None
+    text = ast.unparse(schedule)
+    assert text.count("num_lookahead_tokens=self.num_lookahead_tokens") == 1  # running requests
+    assert "0 if limit_lookahead_tokens else self.num_lookahead_tokens" in text  # new ones
+
+
+def test_eager_profile_runs_no_graph(vllm: Sources) -> None:
+    """At depth 0 vLLM 0.32 is told so; 0.33 returns before it matters."""
+    propose = vllm.function(f"{DSPARK}.propose")
+    assert propose is not None
+    text = ast.unparse(propose)
+    assert "need_eager=is_profile" in text
+    assert ("if num_speculative_tokens == 0:" in text) == (str(vllm.version) != "0.32.0")
+
+
+def test_drafts_beyond_the_depth_are_masked_by_the_runner(vllm: Sources) -> None:
+    """The proposer returns γ columns, whatever it drew."""
+    sample = vllm.function(f"{RUNNER}.sample_tokens")
+    assert sample is not None
+    assert "draft_tokens[:, num_spec_tokens:] = -1" in ast.unparse(sample)
+    assert len(calls(sample, "propose")) == 1

@@ -1,0 +1,83 @@
+"""What our workers add to vLLM's, so that scheduler and workers hear of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_dspark.integration.draft_depth import DraftDepth
+from vllm_dspark.integration.step_clock import DeviceClock, HostClock
+from vllm_dspark.integration.step_meter import StepMeter
+from vllm_dspark.integration.step_report import Startup, attach_report, take_plan
+
+
+class DepthHooks:
+    """Mixed into a worker class of vLLM's, before it.
+
+    Attributes:
+        meter: None until the first step that our scheduler planned.
+    """
+
+    model_runner: Any
+    meter: StepMeter | None = None
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """A step begins; see vLLM's. Warm-up steps are not planned by our scheduler."""
+        plan = take_plan(scheduler_output)
+        if plan is None:
+            return super().execute_model(scheduler_output)  # type: ignore[misc]  # the worker has it
+        if self.meter is None:
+            self.meter = make_meter(self.model_runner)
+        self.meter.begin(plan)
+        output = super().execute_model(scheduler_output)  # type: ignore[misc]  # the worker has it
+        state = self.model_runner.execute_model_state
+        if state is not None:
+            self.meter.launched(
+                scheduler_output, state.input_batch, state.num_spec_tokens_to_schedule
+            )
+        return output
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """A step ends; see vLLM's."""
+        output = super().sample_tokens(grammar_output)  # type: ignore[misc]  # the worker has it
+        if self.meter is not None:
+            attach_report(output, self.meter.end())
+        return output
+
+
+def make_meter(runner: Any) -> StepMeter:
+    """The meter of a runner that is ready to serve."""
+    manager = runner.adaptive_verification
+    costs = getattr(manager, "costs", None)
+    profile = costs.model.to_json({}) if costs is not None and costs.profiled else None
+    clock = DeviceClock() if runner.device.type == "cuda" else HostClock()
+    startup = Startup(depths=_full_speed_depths(runner), costs=profile)
+    return StepMeter(runner.num_speculative_steps, manager, clock, startup)
+
+
+def _full_speed_depths(runner: Any) -> tuple[int, ...]:
+    """Depths whose drafts the target can verify at the price of their number.
+
+    Full CUDA graphs are captured for γ drafts a request, or for any mix of lengths where the
+    attention backends can replay that. Where they cannot, a step with fewer drafts would leave its
+    graph, and costs more than it saves.
+    """
+    speculator = runner.speculator
+    if not isinstance(speculator, DraftDepth):
+        return (runner.num_speculative_steps,)
+    graphs = runner.cudagraph_manager
+    if graphs is not None and graphs.cudagraph_mode.has_full_cudagraphs():
+        of_one_length = graphs.cudagraph_mode.separate_routine() and not graphs.varlen_decode
+        if of_one_length:
+            _log_fixed(runner.num_speculative_steps)
+            return (runner.num_speculative_steps,)
+    return (0, *speculator.plan.depths)
+
+
+def _log_fixed(gamma: int) -> None:
+    from vllm.logger import init_logger
+
+    init_logger("vllm.dspark").info_once(
+        "vllm-dspark: depth stays %d: the attention backends cannot replay CUDA graphs of other "
+        "verification lengths",
+        gamma,
+    )

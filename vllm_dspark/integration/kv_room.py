@@ -1,0 +1,84 @@
+"""Speculation gives way before a request is preempted for want of K/V blocks.
+
+A step takes blocks for the tokens that it runs, drafts to verify included, and for the block that
+the drafter writes beyond them. vLLM preempts a request as soon as one cannot have its blocks.
+Here the same sum is done before: first the block to be drafted shrinks, then drafts that wait to be
+verified are dropped, the last request's first. vLLM preempts only where even that is not enough.
+
+Dropping is lossless. It goes by block counts, which know nothing of a drafted token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+
+
+class KvRoom:
+    """Counts blocks.
+
+    Args:
+        scheduler: vLLM's.
+        lookahead: slots per request that a block of some depth is written to.
+    """
+
+    def __init__(self, scheduler: Any, lookahead: Callable[[int], int]) -> None:
+        self._scheduler = scheduler
+        self._lookahead = lookahead
+        self._pool = scheduler.kv_cache_manager.block_pool
+        self._groups = scheduler.kv_cache_manager.coordinator.single_type_managers
+
+    def fitting_depth(self, depths: Sequence[int]) -> int:
+        """The deepest depth that no running request has to be preempted for.
+
+        Args:
+            depths: to choose from, descending.
+
+        Returns:
+            One of them; the last if none fits. Drafts to verify may have been dropped then.
+        """
+        if self._plenty(depths[0]):
+            return depths[0]
+        for depth in depths:
+            if self._missing(depth) <= 0:
+                return depth
+        for request in reversed(self._scheduler.running):
+            if request.spec_token_ids:
+                request.spec_token_ids = []  # a new one: placeholders are shared
+                if self._missing(depths[-1]) <= 0:
+                    break
+        return depths[-1]
+
+    def _plenty(self, depth: int) -> bool:
+        """Whether it is not worth counting."""
+        scheduler = self._scheduler
+        each = 1 + scheduler.num_spec_tokens + self._lookahead(depth)
+        budget = scheduler.max_num_scheduled_tokens
+        most = sum(
+            len(scheduler.running) * (1 + cdiv(each, group.block_size))
+            + cdiv(budget, group.block_size)
+            for group in self._groups
+        )
+        return most <= self._pool.get_num_free_blocks()
+
+    def _missing(self, depth: int) -> int:
+        """Blocks that running requests need beyond those that are free."""
+        scheduler = self._scheduler
+        budget, lookahead = scheduler.max_num_scheduled_tokens, self._lookahead(depth)
+        needed = 0
+        for request in scheduler.running:
+            if budget <= 0:
+                break
+            computed = request.num_computed_tokens
+            tokens = request.num_tokens_with_spec + request.num_output_placeholders - computed
+            tokens = min(tokens, budget, scheduler.max_model_len - computed - 1)
+            if tokens <= 0:
+                continue
+            budget -= tokens
+            slots = min(computed + tokens + lookahead, scheduler.max_model_len)
+            for group in self._groups:
+                held = len(group.req_to_blocks.get(request.request_id, ()))
+                needed += max(cdiv(slots, group.block_size) - held, 0)
+        return needed - int(self._pool.get_num_free_blocks())
