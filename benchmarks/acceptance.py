@@ -73,7 +73,7 @@ def _figures(result: Mapping[str, Any], gamma: int) -> dict[str, Any]:
         conditional.append(accepted / reached if reached else None)
         reached = accepted
     return {
-        "accepted_length": speculation(counters)["accepted_length"],
+        "accepted_length": speculation(counters, result["tokens"])["accepted_length"],
         "conditional": conditional,
         "rounds": counters["vllm:spec_decode_num_drafts"],
     }

@@ -55,7 +55,7 @@ class OfflineRunner:
             time_per_output_token_ms=each,
             time_to_first_token_ms=spread(result["first_token_ms"]),
             date=today(),
-            **speculation(result["counters"]),
+            **speculation(result["counters"], result["tokens"]),
         )
 
     def stop(self) -> None:

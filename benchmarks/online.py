@@ -88,7 +88,7 @@ class OnlineRunner:
             time_per_output_token_ms=each,
             time_to_first_token_ms=first,
             date=today(),
-            **speculation(grown),
+            **speculation(grown, result["total_output_tokens"]),
         )
 
     def stop(self) -> None:

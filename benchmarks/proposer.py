@@ -117,7 +117,9 @@ def _measure(
             return {
                 "tokens_per_second": result["tokens"] / result["seconds"],
                 "tokens_crc32": result["tokens_crc32"],
-                "accepted_length": speculation(result["counters"])["accepted_length"],
+                "accepted_length": speculation(result["counters"], result["tokens"])[
+                    "accepted_length"
+                ],
             }
 
         for load in todo:

@@ -66,7 +66,8 @@ class Run(_Strict):
     verified_per_request: float | None = Field(
         default=None,
         ge=0,
-        description="Drafts verified per request and step; None: not known, or none drafted.",
+        description="Drafts verified per request and step, steps without drafts included; None: "
+        "none drafted.",
     )
     drafted_per_request: float | None = Field(
         default=None, ge=0, description="Drafts per request and step, that is, mean draft depth."

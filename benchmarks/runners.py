@@ -39,20 +39,25 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean=statistics.fmean(values), p50=float(p50), p99=float(p99))
 
 
-def speculation(counters: Mapping[str, float]) -> dict[str, float | None]:
-    """Fields of `Run` about drafts, from what the counters grew by in a pass."""
+def speculation(counters: Mapping[str, float], output_tokens: int) -> dict[str, float | None]:
+    """Fields of `Run` about drafts, from what the counters grew by in a pass.
+
+    A step of a request emits its accepted drafts and one token, so a pass had `output_tokens` less
+    the accepted ones of them; steps without drafts are among them.
+    """
     rounds = counters.get(_ROUNDS, 0.0)
     if not rounds:
         return {}
-    drafted = counters[_DRAFTED] / rounds
-    seen, verified = counters.get("rounds", 0.0), drafted
-    if seen:  # a manager trims, and was watched
-        verified = counters["verified"] / seen
+    drafted, accepted = counters[_DRAFTED], counters[_ACCEPTED]
+    steps = output_tokens - accepted
+    verified = drafted
+    if counters.get("rounds"):  # a manager trims, and was watched
+        verified = counters["verified"]
     return {
-        "accepted_length": 1 + counters[_ACCEPTED] / rounds,
-        "verified_per_request": verified,
-        "drafted_per_request": drafted,
-        "skipped_per_request": max(drafted - verified, 0.0),
+        "accepted_length": 1 + accepted / rounds,
+        "verified_per_request": verified / steps,
+        "drafted_per_request": drafted / steps,
+        "skipped_per_request": max(drafted - verified, 0.0) / steps,
     }
 
 

@@ -179,16 +179,17 @@ def test_arms_take_turns() -> None:
 
 
 def test_counters_to_figures() -> None:
-    """Per round: fixed arms from vLLM's counters, trimmed ones from what the manager verified."""
+    """Per step of a request, steps without drafts among them: 45 tokens of which 25 were accepted
+    drafts are 20 steps, 10 of which had drafts. Trimmed arms go by what the manager verified."""
     vllm = {f"vllm:spec_decode_num_{n}": v for n, v in
             (("drafts", 10.0), ("draft_tokens", 70.0), ("accepted_tokens", 25.0))}  # fmt: skip
-    fixed = speculation(vllm)
-    assert fixed == {"accepted_length": 3.5, "verified_per_request": 7.0,
-                     "drafted_per_request": 7.0, "skipped_per_request": 0.0}  # fmt: skip
-    trimmed = speculation(vllm | {"rounds": 8.0, "verified": 24.0})
-    assert trimmed["verified_per_request"] == 3.0
-    assert trimmed["skipped_per_request"] == 4.0
-    assert speculation({"vllm:spec_decode_num_drafts": 0.0}) == {}
+    fixed = speculation(vllm, 45)
+    assert fixed == {"accepted_length": 3.5, "verified_per_request": 3.5,
+                     "drafted_per_request": 3.5, "skipped_per_request": 0.0}  # fmt: skip
+    trimmed = speculation(vllm | {"rounds": 10.0, "verified": 24.0}, 45)
+    assert trimmed["verified_per_request"] == 1.2
+    assert trimmed["skipped_per_request"] == 2.3
+    assert speculation({"vllm:spec_decode_num_drafts": 0.0}, 45) == {}
 
 
 def test_every_arm_but_ours_has_the_plugin_off() -> None:
