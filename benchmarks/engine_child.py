@@ -70,14 +70,18 @@ def counters(llm: Any) -> dict[str, float]:
 
 def one_pass(llm: Any, task: dict[str, Any]) -> dict[str, Any]:
     """What a line of stdin asks for: `prompts` (token ids), `concurrency`, `sampling` (fields of
-    SamplingParams), `seed` (of the first request; None leaves it out)."""
+    SamplingParams), `seed` (of the first request; None leaves it out), and `max_tokens` of each, if
+    `sampling` has none."""
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": ids} for ids in task["prompts"]]
-    seed = task.get("seed")
+    seed, lengths = task.get("seed"), task.get("max_tokens")
     params = [
         SamplingParams(
-            **task["sampling"], seed=None if seed is None else seed + i, detokenize=False
+            **task["sampling"],
+            **({} if lengths is None else {"max_tokens": lengths[i]}),
+            seed=None if seed is None else seed + i,
+            detokenize=False,
         )
         for i in range(len(prompts))
     ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.engine_process import EngineProcess
 from benchmarks.prompts import PromptSet
 from benchmarks.results_format import Run, SweepSettings
-from benchmarks.runners import prompt_count, speculation, spread, today
+from benchmarks.runners import output_lengths_of, prompt_count, speculation, spread, today
 
 
 class OfflineRunner:
@@ -34,13 +34,15 @@ class OfflineRunner:
         """See `Runner`; then a short pass at each temperature, which compiles what is left."""
         startup_s = self._process.ready()
         for temperature in (0.0, 1.0):
-            self._pass(self._settings.max_num_seqs, temperature, self._settings.max_num_seqs, 8)
+            most = self._settings.max_num_seqs
+            self._pass(most, temperature, most * [8])
         return startup_s
 
     def run(self, concurrency: int, temperature: float, repeat: int) -> Run:
         """See `Runner`."""
-        count, limit = prompt_count(self._settings, concurrency), self._settings.max_tokens
-        result = self._pass(concurrency, temperature, count, limit)
+        count = prompt_count(self._settings, concurrency)
+        lengths = output_lengths_of(self._settings, count)
+        result = self._pass(concurrency, temperature, lengths)
         self.memory_gib = max(self.memory_gib or 0.0, result["memory_gib"]) or None
         each = spread(result["per_token_ms"])
         return Run(
@@ -62,15 +64,15 @@ class OfflineRunner:
         """See `Runner`."""
         self._process.stop()
 
-    def _pass(self, concurrency: int, temperature: float, count: int, limit: int) -> dict[str, Any]:
+    def _pass(self, concurrency: int, temperature: float, lengths: Sequence[int]) -> dict[str, Any]:
         sampling = {
             "temperature": temperature,
-            "max_tokens": limit,
             "ignore_eos": bool(self._settings.extra.get("ignore_eos", True)),
         }
         return self._process.run(
-            prompts=self._prompts[:count],
+            prompts=self._prompts[: len(lengths)],
             concurrency=concurrency,
             sampling=sampling,
+            max_tokens=lengths,
             seed=self._settings.seed,
         )

@@ -17,7 +17,7 @@ import httpx
 from benchmarks.engine_process import with_root_on_path
 from benchmarks.prompts import PromptSet
 from benchmarks.results_format import Run, Spread, SweepSettings
-from benchmarks.runners import prompt_count, speculation, today
+from benchmarks.runners import output_lengths_of, prompt_count, speculation, today
 from vllm_dspark.server import VllmServer
 
 
@@ -37,7 +37,7 @@ class OnlineRunner:
         self.memory_gib: float | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="sweep-")
         self._dataset = Path(self._folder.name) / "prompts.jsonl"
-        prompts.write(self._dataset)
+        prompts.write(self._dataset, output_lengths_of(settings, len(prompts.texts)))
         words = serve_words({k: v for k, v in options.items() if k != "model"})
         # The development mode is what has /collective_rpc, by which the instruments are read.
         env = with_root_on_path(env) | {"VLLM_SERVER_DEV_MODE": "1"}
@@ -58,7 +58,7 @@ class OnlineRunner:
         """See `Runner`."""
         count = prompt_count(self._settings, concurrency)
         before = self._counters()
-        result = self._bench(concurrency, temperature, count, self._settings.max_tokens)
+        result = self._bench(concurrency, temperature, count)
         self._server.check_alive()
         after = self._counters()
         grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
@@ -97,10 +97,10 @@ class OnlineRunner:
         self._folder.cleanup()
 
     def _bench(
-        self, concurrency: int, temperature: float, count: int, limit: int
+        self, concurrency: int, temperature: float, count: int, limit: int = -1
     ) -> dict[str, Any]:
         """`vllm bench serve` with its own command line, in this process: it takes a while to
-        import."""
+        import. A `limit` takes the place of the dataset's lengths."""
         from vllm.benchmarks import serve
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 

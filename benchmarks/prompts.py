@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,17 @@ class PromptSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what `write` writes."""
-        return hashlib.sha256(self._lines().encode()).hexdigest()
+        """SHA-256 of the texts, each on a line as JSON."""
+        lines = "".join(json.dumps({"prompt": text}) + "\n" for text in self.texts)
+        return hashlib.sha256(lines.encode()).hexdigest()
 
-    def write(self, path: Path) -> None:
-        """As a file that `vllm bench serve --dataset-name custom` reads."""
-        path.write_text(self._lines(), encoding="utf-8")
-
-    def _lines(self) -> str:
-        return "".join(json.dumps({"prompt": text}) + "\n" for text in self.texts)
+    def write(self, path: Path, output_tokens: Sequence[int]) -> None:
+        """As a file that `vllm bench serve --dataset-name custom` reads, with tokens to emit."""
+        lines = [
+            json.dumps({"prompt": text, "output_tokens": count})
+            for text, count in zip(self.texts, output_tokens, strict=True)
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_prompts(

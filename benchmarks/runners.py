@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.lengths import output_lengths
 from benchmarks.results_format import Run, Spread, SweepSettings
 
 _ROUNDS, _DRAFTED, _ACCEPTED = (
@@ -69,3 +70,9 @@ def today() -> str:
 def prompt_count(settings: SweepSettings, concurrency: int) -> int:
     """Prompts of a pass."""
     return max(settings.min_prompts, settings.prompts_per_slot * concurrency)
+
+
+def output_lengths_of(settings: SweepSettings, count: int) -> list[int]:
+    """Tokens that each of `count` prompts emits at most, and with `ignore_eos` exactly."""
+    share = float(str(settings.extra.get("length_spread", 0.0)))
+    return output_lengths(count, settings.max_tokens, share, settings.seed)

@@ -3,11 +3,11 @@
     python -m benchmarks.sweep --target FOLDER --out FILE.json
 
 A closed loop: C requests are in flight at any time, and 6·C prompts are sent, so that the batch
-is full but for the last requests. All arms get the same prompts, sampling parameters, seeds,
-`max_num_seqs`, CUDA graph sizes and KV cache. Online, each arm is a `vllm serve` loaded by
-`vllm bench serve`; offline it is `LLM` in a process of its own. The file is written after every
-pass: a sweep that was interrupted, or whose arm failed, goes on where it stopped when the same
-command is given again.
+is full but for the last requests. All arms get the same prompts, output lengths, sampling
+parameters, seeds, `max_num_seqs`, CUDA graph sizes and KV cache. Online, each arm is a `vllm
+serve` loaded by `vllm bench serve`; offline it is `LLM` in a process of its own. The file is
+written after every pass: a sweep that was interrupted, or whose arm failed, goes on where it
+stopped when the same command is given again.
 """
 
 from __future__ import annotations
@@ -82,8 +82,11 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 1,
     prompts_per_slot: Annotated[int, typer.Option(min=1, help="Prompts / C.")] = 6,
     min_prompts: Annotated[int, typer.Option(min=1, help="Prompts at least.")] = 12,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request.")] = 256,
-    ignore_eos: Annotated[bool, typer.Option(help="All requests to the same length.")] = True,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request, at most.")] = 256,
+    length_spread: Annotated[
+        float, typer.Option(min=0, max=1, help="The shortest has this share less.")
+    ] = 0.5,
+    ignore_eos: Annotated[bool, typer.Option(help="Each request to its full length.")] = True,
     max_model_len: Annotated[int, typer.Option(help="Prompt and output, tokens.")] = 1024,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 256,
     dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
@@ -126,7 +129,9 @@ def main(
         extra={
             "chat": chat, "ignore_eos": ignore_eos, "near_context": near_context,
             "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8,
-        } | ({} if graphs == "decode" else {"graphs": graphs}),
+        }
+        | ({"length_spread": length_spread} if length_spread else {})
+        | ({} if graphs == "decode" else {"graphs": graphs}),
     )  # fmt: skip
     try:
         # As many as the largest load could need, so that a load added later sees the same ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -69,11 +70,12 @@ def test_wrong_field_is_refused(tmp_path: Path) -> None:
         load_prompts(f"deepspec:{file}", TARGET, 1)
 
 
-def test_digest_is_of_what_is_sent(tmp_path: Path) -> None:
-    """Another text, another digest; the file holds the lines that were digested."""
-    import hashlib
-
+def test_digest_is_of_the_texts_that_are_sent(tmp_path: Path) -> None:
+    """Another text, another digest; the file holds the texts that were digested, and lengths."""
     prompts = load_prompts("python-text", TARGET, 2)
-    prompts.write(tmp_path / "sent.jsonl")
-    assert hashlib.sha256((tmp_path / "sent.jsonl").read_bytes()).hexdigest() == prompts.digest
+    prompts.write(tmp_path / "sent.jsonl", [5, 9])
+    sent = [json.loads(line) for line in (tmp_path / "sent.jsonl").read_text().splitlines()]
+    assert [line.pop("output_tokens") for line in sent] == [5, 9]
+    text = "".join(json.dumps(line) + "\n" for line in sent)
+    assert hashlib.sha256(text.encode()).hexdigest() == prompts.digest
     assert prompts.digest != load_prompts("python-text", TARGET, 3).digest
