@@ -177,5 +177,5 @@ def test_diagram_is_drawn(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     confidence, verified = random.random((50, 5)), random.integers(0, 5, 50)
     path = tmp_path / "d.png"
-    reliability.draw(confidence, verified // 2, verified, np.ones(5), path)
+    reliability.draw({"raw": confidence}, verified // 2, verified, path)
     assert path.read_bytes()[1:4] == b"PNG"

@@ -23,6 +23,7 @@ from vllm_dspark import compat, cpu, reliability
 from vllm_dspark.calibration.artifact import CalibrationArtifact, Checkpoint, Sampling
 from vllm_dspark.calibration.digest import checkpoint_digest
 from vllm_dspark.calibration.fitting import fit_artifact
+from vllm_dspark.calibration.sts import apply_temperatures
 
 
 class CalibrationError(ValueError):
@@ -31,11 +32,13 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True)
 class Rounds:
-    """Verified rounds: confidence [N, γ] raw, accepted [N], verified [N], held_out bool [N]."""
+    """Verified rounds in the order of their end: confidence [N, γ] raw, accepted [N], verified [N],
+    request [N] (a number of its own for each), held_out bool [N]."""
 
     confidence: npt.NDArray[np.float64]
     accepted: npt.NDArray[np.int64]
     verified: npt.NDArray[np.int64]
+    request: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.bool_]
 
 
@@ -137,13 +140,9 @@ def run_command(
         notes.append("nothing written: the temperatures do not make survival more honest")
     try:
         held = rounds.held_out
-        reliability.draw(
-            rounds.confidence[held],
-            rounds.accepted[held],
-            rounds.verified[held],
-            artifact.temperatures,
-            diagram,
-        )
+        raw = rounds.confidence[held]
+        kinds = {"raw": raw, "calibrated": apply_temperatures(raw, artifact.temperatures)}
+        reliability.draw(kinds, rounds.accepted[held], rounds.verified[held], diagram)
         notes.append(f"drawn: {diagram}")
     except ImportError:
         notes.append('no diagram: pip install "vllm-dspark[bench]" has what draws it')
@@ -193,6 +192,7 @@ def calibrate(
         confidence=np.asarray(recorded["confidence"], dtype=np.float64),
         accepted=np.asarray(recorded["accepted"], dtype=np.int64),
         verified=np.asarray(recorded["verified"], dtype=np.int64),
+        request=request,
         held_out=request % 2 == 1,  # by request: rounds of one resemble each other
     )
     artifact = fit_artifact(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vllm_dspark.calibration.sts import apply_temperatures
 from vllm_dspark.scheduler.survival import prefix_survival
 
 BINS = 10
+_STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "v"))
 
 
 def points(
@@ -32,18 +33,16 @@ def points(
 
 
 def draw(
-    confidence: npt.NDArray[np.float64],
+    confidence: Mapping[str, npt.NDArray[np.float64]],
     accepted: npt.NDArray[np.int64],
     verified: npt.NDArray[np.int64],
-    temperatures: npt.ArrayLike,
     path: Path,
 ) -> None:
-    """One panel a position: survival of the prefix up to it, raw and with temperatures.
+    """One panel a position: survival of the prefix up to it, against the share that survived.
 
     Args:
-        confidence: [N, γ], raw, of rounds that were not fitted on.
+        confidence: up to four kinds by name, [N, γ] each, of rounds that were not fitted on.
         accepted, verified: int [N].
-        temperatures: [γ].
         path: PNG to write.
 
     Raises:
@@ -52,17 +51,12 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    gamma = confidence.shape[1]
+    kinds = {name: prefix_survival(values) for name, values in confidence.items()}
+    gamma = next(iter(kinds.values())).shape[1]
     columns = min(gamma, 4)
     rows = -(-gamma // columns)
     figure = Figure(figsize=(2.7 * columns, 2.9 * rows + 0.4), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
-    kinds = {
-        "raw": (prefix_survival(confidence), "#0072b2", "o"),
-        "calibrated": (
-            prefix_survival(apply_temperatures(confidence, temperatures)), "#d55e00", "s",
-        ),
-    }  # fmt: skip
     axes: Any = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
     for k, axis in enumerate(axes):
         if k >= gamma:
@@ -71,7 +65,7 @@ def draw(
         seen = verified > k
         axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
         highest = 0.1
-        for label, (survival, color, marker) in kinds.items():
+        for (label, survival), (color, marker) in zip(kinds.items(), _STYLES, strict=False):
             mean, share = points(survival[seen, k], accepted[seen] > k)
             axis.plot(mean, share, color=color, marker=marker, markersize=4, label=label)
             highest = max(highest, mean.max(initial=0.0), share.max(initial=0.0))
