@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.arms import ArmSpec
 from vllm_dspark import cpu
 
-GRAPHS = ("decode", "vllm")
+GRAPHS = ("decode", "breakable", "vllm")
 INSTRUMENTS = "benchmarks.instruments.StepCounters"
 
 # What `vllm_dspark.cpu.ENGINE_OPTIONS` has to add or replace where there is no GPU.
@@ -45,12 +45,16 @@ def engine_options(
         kv_cache_gib: a fixed size, so that arms do not differ in it, and engines that start at the
             same time do not measure each other.
         gpu_share: memory, as a share of the device's, that has to be free at the start.
-        graphs: "decode" captures decode steps and compiles nothing, which starts in seconds;
-            "vllm" leaves compilation and graphs to vLLM, as a server in production has them.
+        graphs: "vllm" leaves compilation and graphs to vLLM, as a server in production has them.
+            The others compile nothing, which starts in seconds: "decode" captures decode steps
+            alone, and a step with a prefill is launched kernel by kernel; "breakable" captures
+            those too, in pieces around attention.
     """
     compilation: dict[str, Any] = {"cudagraph_capture_sizes": capture_sizes(graph_tokens)}
     if graphs == "decode":
         compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    if graphs == "breakable":
+        compilation |= {"mode": 0, "cudagraph_mode": "FULL_AND_PIECEWISE"}
     options: dict[str, Any] = {
         "model": target,
         "dtype": dtype,
@@ -77,7 +81,8 @@ def engine_options(
 _GPU_ONLY = ("gpu_memory_utilization", "compilation_config", "max_num_batched_tokens")
 
 
-def engine_environment(arm: ArmSpec, has_gpu: bool) -> dict[str, str]:
-    """Environment of an arm's process."""
+def engine_environment(arm: ArmSpec, has_gpu: bool, graphs: str = "decode") -> dict[str, str]:
+    """Environment of an arm's process; `graphs` as in `engine_options`."""
     base = dict(os.environ) if has_gpu else cpu.environment()
-    return base | arm.env
+    breakable = {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"} if graphs == "breakable" else {}
+    return base | breakable | arm.env

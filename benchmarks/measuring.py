@@ -38,6 +38,7 @@ class Plan:
 
 def start(plan: Plan, arm: ArmSpec, settings: SweepSettings) -> Runner:
     """The arm's process, not waited for."""
+    graphs = str(settings.extra.get("graphs", "decode"))
     options = engine_options(
         plan.target,
         arm,
@@ -46,12 +47,12 @@ def start(plan: Plan, arm: ArmSpec, settings: SweepSettings) -> Runner:
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         graph_tokens=int(str(settings.extra["graph_tokens"])),
-        graphs=str(settings.extra.get("graphs", "decode")),
+        graphs=graphs,
         kv_cache_gib=float(str(settings.extra["kv_cache_gib"])),
         gpu_share=0.9 / plan.together,
         seed=settings.seed,
     )
-    env = engine_environment(arm, plan.has_gpu)
+    env = engine_environment(arm, plan.has_gpu, graphs)
     if settings.mode == "online":
         return OnlineRunner(arm.name, options, env, plan.prompts, settings, plan.port)
     return OfflineRunner(arm.name, options, env, plan.prompts, settings)

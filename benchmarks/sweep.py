@@ -91,7 +91,7 @@ def main(
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 256,
     dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
     drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "probabilistic",
-    graphs: Annotated[str, typer.Option(help="decode or vllm, see engine_options.")] = "decode",
+    graphs: Annotated[str, typer.Option(help=f"{', '.join(GRAPHS)}; see engine_options.")] = "vllm",
     near_context: Annotated[int, typer.Option(help="See arms.standard_arms.")] = 256,
     kv_cache_gib: Annotated[float, typer.Option(help="KV cache of each arm.")] = 16.0,
     together: Annotated[int, typer.Option(min=1, help="Arms up at a time, driven in turn.")] = 1,
@@ -102,7 +102,7 @@ def main(
     import torch
 
     if mode not in ("offline", "online") or graphs not in GRAPHS:
-        raise typer.BadParameter(f"mode is offline or online; graphs are {' or '.join(GRAPHS)}")
+        raise typer.BadParameter(f"mode is offline or online; graphs are {', '.join(GRAPHS)}")
     if port is not None and together > 1:
         raise typer.BadParameter("--port needs --together 1")
     loads = [int(word) for word in concurrencies.split(",")]
