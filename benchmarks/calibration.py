@@ -113,11 +113,11 @@ def main(
     import torch
 
     folder = Path(find_drafter(str(target), {})) if drafter is None else drafter
-    texts = load_prompts(dataset, str(target), prompts).texts
     options: dict[str, Any] = {"dtype": dtype, "max_model_len": 1024}
     if not torch.cuda.is_available():
         cpu.activate()
         options = cpu.ENGINE_OPTIONS | {"max_model_len": 1024}
+    texts = load_prompts(dataset, str(target), prompts).texts
     sampling = Sampling(
         temperature=temperature, top_p=1.0, drafting="probabilistic" if temperature else "greedy"
     )
@@ -132,6 +132,10 @@ def main(
         kinds[name] = predict_online(
             raw, accepted, verified, request, sampled=temperature > 0, temperatures=start
         )
+    try:
+        judged = {name: scores(kind, accepted, verified) for name, kind in kinds.items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"too few rounds to judge: {error}. Fix: --prompts") from None
     result = {
         "provenance": provenance(),
         "pair": target.name,
@@ -139,7 +143,7 @@ def main(
         "rounds": int(held.sum()),
         "requests": len(set(request.tolist())),
         "temperatures": list(artifact.temperatures),
-        "kinds": {name: scores(kind, accepted, verified) for name, kind in kinds.items()},
+        "kinds": judged,
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "calibration.json").write_text(json.dumps(result, indent=1) + "\n")
