@@ -203,6 +203,12 @@ if not HAS_GPU:
         x = tl.load(x_ptr + offsets)
         tl.store(out_ptr + offsets, libdevice.isnan(x).to(tl.float32))
 
+    @triton.jit
+    def square(x_ptr, out_ptr, BLOCK: tl.constexpr):
+        offsets = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(x_ptr + offsets)
+        tl.store(out_ptr + offsets, tl.dot(x, x))
+
 
 @needs_cpu_build
 @pytest.mark.parametrize("access", ["load", "store", "atomic"])
@@ -233,3 +239,13 @@ def test_interpreter_knows_nan() -> None:
     repair_interpreter()
     x = torch.tensor([0.0, float("nan"), float("inf"), -1.0] * 4)
     assert run(isnan, x).tolist() == [0.0, 1.0, 0.0, 0.0] * 4
+
+
+@needs_cpu_build
+def test_interpreter_multiplies_bfloat16() -> None:
+    """Negative numbers and fractions, whose encodings multiply to something else altogether."""
+    repair_interpreter()
+    x = ((torch.arange(256) % 7 - 3) / 4).view(16, 16).to(torch.bfloat16)
+    out = torch.full((16, 16), float("nan"))
+    square[(1,)](x, out, BLOCK=16)
+    torch.testing.assert_close(out, x.float() @ x.float(), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Two gaps of Triton 3.9's interpreter that vLLM's sampling kernels fall into.
+"""Three gaps of Triton 3.9's interpreter that vLLM's sampling kernels and ours fall into.
 
 1. Masked loads, stores and atomics pass the mask to compiled code that takes booleans only;
    `tensor_mask & scalar` gives integers, and the call fails with "mask has unsupported
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def repair_interpreter() -> None:
-    """Close both gaps in this process. Doing it twice is a no-op."""
+    """Close the gaps in this process. Doing it twice is a no-op."""
     import triton.language as tl
     import triton.language.extra.libdevice as libdevice
     from triton.runtime.interpreter import InterpreterBuilder
@@ -29,6 +29,8 @@ def repair_interpreter() -> None:
         method = getattr(InterpreterBuilder, name)
         if not hasattr(method, "__wrapped__"):
             setattr(InterpreterBuilder, name, _with_bool_mask(method, mask_index))
+    if not hasattr(InterpreterBuilder.create_dot, "__wrapped__"):
+        InterpreterBuilder.create_dot = _with_wide_operands(InterpreterBuilder.create_dot)
 
     def log1p(x: Any) -> Any:
         # log(1 + x), corrected for the digits that 1 + x drops when x is small.
@@ -50,5 +52,18 @@ def _with_bool_mask(method: Any, mask_index: int) -> Any:
         if mask.data.dtype != np.bool_:
             mask.data = mask.data.astype(np.bool_)
         return method(self, *args)
+
+    return wrapper
+
+
+def _with_wide_operands(create_dot: Any) -> Any:
+    import triton.language as tl
+
+    @functools.wraps(create_dot)
+    def wrapper(self: Any, a: Any, b: Any, *args: Any) -> Any:
+        a, b = (
+            self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+        )
+        return create_dot(self, a, b, *args)
 
     return wrapper

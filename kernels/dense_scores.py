@@ -1,0 +1,191 @@
+"""Dense drafting, first launch of a position: the best word of every tile of the vocabulary.
+
+    logits = U_k + latent · W2ᵀ,   score = logits / temperature + Gumbel noise
+
+A program takes BLOCK_R requests by BLOCK_V words and keeps the largest score and its word; of the
+[R, V] logits nothing is stored, except where the draft cache asks for them.
+
+Why these tiles. W2 (78 MB at V = 151,936 and r = 256 in bf16) is larger than the L2 cache and is
+read at every position, so with few requests its bandwidth is the floor. 2,374 programs of 64 words,
+each a contiguous 32 KB of W2, keep several of them loading on every multiprocessor, for they are
+small: 4 warps of at most 128 registers a thread (`tests/test_kernel_draft_compile.py`). With
+many requests the programs that share a tile of W2 are neighbours in launch order, so that all but
+the first find it in L2. 64 rows is also what one warp group's matrix instruction takes on Hopper.
+The noise costs about as much arithmetic as the product; tiles whose rows are all greedy leave it
+out.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_dspark.kernels.draws import Draws
+from vllm_dspark.kernels.gumbel import gumbel, noise_key
+from vllm_dspark.kernels.product import add_product
+
+BLOCK_V = 64
+
+
+@triton.jit(do_not_specialize=["rows", "step"])
+def dense_scores_kernel(
+    base_ptr,  # [R, V], rows base_stride apart
+    base_stride,
+    table_ptr,  # [*, RANK]: W1, or one latent vector per row
+    index_ptr,  # int [R], rows of the table, index_stride apart; None for the row itself
+    index_stride,
+    w2_ptr,  # [V, RANK]
+    words_ptr,  # int64 [V] or None
+    cache_ptr,  # [slots, V_target], slots cache_stride apart; or None
+    cache_stride,
+    slots_ptr,  # int64 [R], slot_stride apart; None draws the likeliest word everywhere
+    positions_ptr,  # likewise
+    slot_stride,
+    temperature_ptr,  # float32 [slots]
+    seeds_ptr,  # int64 [slots]
+    best_ptr,  # float32 [R, tiles], out
+    where_ptr,  # int32 [R, tiles], out
+    rows,
+    vocab,
+    tiles,
+    step,
+    BY_STEP: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    row_blocks = tl.cdiv(rows, BLOCK_R)
+    tile = tl.program_id(0) // row_blocks
+    row = ((tl.program_id(0) % row_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    word = (tile * BLOCK_V + tl.arange(0, BLOCK_V)).to(tl.int64)
+    has_row, has_word = row < rows, word < vocab
+    inside = has_row[:, None] & has_word[None, :]
+
+    # Asked for before the product, so that it arrives meanwhile.
+    base = tl.load(
+        base_ptr + row[:, None] * base_stride + word[None, :], mask=inside, other=-float("inf")
+    )
+    index = row
+    if index_ptr is not None:
+        index = tl.load(index_ptr + row * index_stride, mask=has_row, other=0).to(tl.int64)
+    logits = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
+    logits = add_product(
+        logits, table_ptr, index, has_row, w2_ptr, RANK, word, has_word, RANK, BLOCK_K, PRECISION
+    )
+    logits += base.to(tl.float32)
+    logits = tl.where(logits == logits, logits, -float("inf"))  # what is no number is not drawn
+
+    named = word
+    if words_ptr is not None:
+        named = tl.load(words_ptr + word, mask=has_word, other=0)
+    score = logits
+    if slots_ptr is not None:
+        slot = tl.load(slots_ptr + row * slot_stride, mask=has_row, other=-1).to(tl.int64)
+        real = slot >= 0
+        if cache_ptr is not None:
+            # Rounded to what verification will read: that is the distribution drawn from.
+            kept = logits.to(cache_ptr.dtype.element_ty)
+            tl.store(
+                cache_ptr + slot[:, None] * cache_stride + named[None, :],
+                kept,
+                mask=inside & real[:, None],
+            )
+            logits = kept.to(tl.float32)
+        temperature = tl.load(temperature_ptr + slot, mask=real, other=0.0)
+        drawn = temperature != 0.0
+        score = logits
+        if tl.max(drawn.to(tl.int32), axis=0) > 0:
+            seed = tl.load(seeds_ptr + slot, mask=real, other=0)
+            position = tl.load(positions_ptr + row * slot_stride, mask=has_row, other=1) - 1
+            key = noise_key(seed, position, step, BY_STEP)
+            noise = gumbel(key[:, None], named[None, :])
+            warm = logits / tl.where(drawn, temperature, 1.0)[:, None] + noise
+            score = tl.where(drawn[:, None], warm, logits)
+
+    best, at = tl.max(score, axis=1, return_indices=True)  # the lowest word among equals
+    out = row * tiles + tile
+    tl.store(best_ptr + out, best, mask=has_row)
+    tl.store(where_ptr + out, tile * BLOCK_V + at, mask=has_row)
+
+
+def tile_count(vocab_size: int) -> int:
+    """Tiles of the vocabulary, the columns that `best` and `where` need."""
+    return triton.cdiv(vocab_size, BLOCK_V)
+
+
+def product_precision(weights: torch.Tensor) -> str:
+    """How `tl.dot` multiplies: float32 weights exactly, not rounded to tf32."""
+    return "ieee" if weights.dtype == torch.float32 else "tf32"
+
+
+def dense_scores(
+    base: torch.Tensor,  # [R, V], any float; words contiguous
+    table: torch.Tensor,  # [*, r], contiguous
+    index: torch.Tensor | None,  # int [R], rows of the table; None: row i is that of request i
+    w2: torch.Tensor,  # [V, r], contiguous, dtype of the table
+    draws: Draws | None,  # None: the likeliest word everywhere
+    step: int,  # k, the position in the block
+    best: torch.Tensor,  # float32 [R or more, tiles], out
+    where: torch.Tensor,  # int32, likewise
+    *,
+    words: torch.Tensor | None = None,  # int64 [V], the target's id of each draft word
+    cache: torch.Tensor | None = None,  # [slots, γ, V_target], any float, out; needs `draws`
+) -> None:
+    """Largest score of each tile, and its draft word (the lowest among equals).
+
+    Logits that are NaN count as -inf. With a cache, logits before temperature go to
+    `cache[slot, step]`, and are drawn from as rounded there; columns that no draft word maps to
+    are left alone. Rows with a negative slot are drawn greedily and cache nothing.
+
+    Raises:
+        ValueError: shapes or strides that the kernel does not take.
+    """
+    rows, vocab = base.shape
+    rank = w2.shape[1]
+    for name, tensor in (("table", table), ("w2", w2), ("best", best), ("where", where)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous")
+    if base.stride(1) != 1 or (cache is not None and cache.stride(2) != 1):
+        raise ValueError("the words of base and of cache must lie side by side")
+    if w2.shape[0] != vocab or table.shape[1] != rank or table.dtype != w2.dtype:
+        raise ValueError(f"base {base.shape}, table {table.shape} and w2 {w2.shape} do not fit")
+    tiles = tile_count(vocab)
+    if best.shape[1] != tiles or best.shape[0] < rows or where.shape != best.shape:
+        raise ValueError(f"best and where must be [{rows} or more, {tiles}]")
+    if cache is not None and draws is None:
+        raise ValueError("a cache needs draws, which say whose column is written")
+    block_r = min(max(16, triton.next_power_of_2(rows)), 64)
+    at = None if cache is None else cache[:, step]
+    dense_scores_kernel[(triton.cdiv(rows, block_r) * tiles,)](
+        base,
+        base.stride(0),
+        table,
+        index,
+        0 if index is None else index.stride(0),
+        w2,
+        words,
+        at,
+        0 if at is None else at.stride(0),
+        None if draws is None else draws.slots[:, step],
+        None if draws is None else draws.positions[:, step],
+        0 if draws is None else draws.slots.stride(0),
+        None if draws is None else draws.temperature,
+        None if draws is None else draws.seeds,
+        best,
+        where,
+        rows,
+        vocab,
+        tiles,
+        step,
+        BY_STEP=draws is not None and draws.by_step,
+        RANK=rank,
+        BLOCK_R=block_r,
+        BLOCK_V=BLOCK_V,
+        BLOCK_K=64 if rank % 64 == 0 else 32,
+        PRECISION=product_precision(w2),
+        num_warps=4,
+        num_stages=4,
+    )
