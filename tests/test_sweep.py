@@ -18,7 +18,7 @@ import typer
 
 from benchmarks import sweep
 from benchmarks.arms import NO_SPECULATION, OURS, standard_arms
-from benchmarks.engine_options import GRAPHS, engine_options
+from benchmarks.engine_options import GRAPHS, engine_environment, engine_options
 from benchmarks.lengths import output_lengths
 from benchmarks.measuring import interleaved
 from benchmarks.results_format import Cell, Sweep, SweepSettings, load
@@ -250,9 +250,16 @@ def test_graphs_are_left_to_vllm_where_that_is_asked_for() -> None:
         "max_num_seqs": 4,
     }
     fields |= {"graph_tokens": 32, "kv_cache_gib": 1.0, "gpu_share": 0.5, "seed": 0}
-    decode, vllm = (
-        engine_options("t", arm, **fields, graphs=graphs)["compilation_config"] for graphs in GRAPHS
-    )
-    assert decode["mode"] == 0
-    assert set(vllm) == {"cudagraph_capture_sizes"}
-    assert vllm["cudagraph_capture_sizes"] == decode["cudagraph_capture_sizes"]
+    found = {
+        graphs: engine_options("t", arm, **fields, graphs=graphs)["compilation_config"]
+        for graphs in GRAPHS
+    }
+    assert found["decode"]["mode"] == found["breakable"]["mode"] == 0
+    assert set(found["vllm"]) == {"cudagraph_capture_sizes"}
+    assert len({tuple(options["cudagraph_capture_sizes"]) for options in found.values()}) == 1
+    breakable = [
+        graphs
+        for graphs in GRAPHS
+        if "VLLM_USE_BREAKABLE_CUDAGRAPH" in engine_environment(arm, True, graphs)
+    ]
+    assert breakable == ["breakable"]
