@@ -7,14 +7,17 @@ from typing import Any
 from tests import step_cases
 from tests.step_cases import CONTEXT, DEPTHS, GAMMA, SURVIVAL, shape
 from vllm_dspark.scheduler.cost_model import CostModel
-from vllm_dspark.scheduler.depth import DepthPolicy, Goal, ProbeSettings
+from vllm_dspark.scheduler.depth import CostProbeSettings, DepthPolicy, Goal, ProbeSettings
 
 MODEL = step_cases.model()
 NO_PROBES = ProbeSettings(share=0.0)
+NO_COST_PROBES = CostProbeSettings(share=0.0)
 
 
 def policy(goal: Goal | None = None, depths: Any = DEPTHS, **options: Any) -> DepthPolicy:
-    return DepthPolicy(GAMMA, depths, goal, **({"probes": NO_PROBES} | options))
+    """Without probes, unless asked for."""
+    without: dict[str, Any] = {"probes": NO_PROBES, "cost_probes": NO_COST_PROBES}
+    return DepthPolicy(GAMMA, depths, goal, **(without | options))
 
 
 def choose(of: DepthPolicy, requests: int, survival: Any = SURVIVAL, **options: Any) -> int:

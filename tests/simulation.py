@@ -84,7 +84,9 @@ class Simulation:
                 drawn, *outcome, raw = waiting.pop(0)
                 policy.outcomes_arrived(drawn, slots, *outcome)
                 policy.confidences_arrived(drawn, slots, raw)
-            budget = policy.choose(slots, drafts, requests, requests, 0)
+            budget = policy.standing(slots, drafts)
+            if budget is None:
+                budget = policy.choose(slots, drafts, requests, requests, 0)
             verified = self._allocate(policy, slots, drafts, budget, confidence)
             lengths.append(verified)
             accepted = np.zeros(requests, dtype=np.int64)

@@ -117,6 +117,34 @@ def test_same_as_keeping_everything(rounds: int, requests: int, steps: int) -> N
     assert (mean[~seen] == 0).all()
 
 
+def test_steps_at_once_are_remembered_as_one_by_one() -> None:
+    """Eight equal steps, told together: the first of them are half forgotten by the last, and the
+    bound on a step is one on eight. Catches weights that grow with what is told at once."""
+    random = np.random.default_rng(3)
+    one, other = Memory(1, 2), Memory(1, 2)
+    for _ in range(20):
+        cell = np.tile([0, 0, 1], 100)
+        logits = random.normal(0, 2, (8, 300)).clip(-10, 10)
+        accepted = random.random((8, 300)) < 0.7
+        row = np.repeat(np.arange(100), 3)
+        for step in range(8):
+            one.remember(cell, logits[step], accepted[step], np.full(300, 0.7), row, None)
+        rows = (np.arange(8)[:, None] * 100 + row).ravel()
+        later = np.arange(8)[::-1].repeat(100)
+        other.remember(
+            np.tile(cell, 8),
+            logits.ravel(),
+            accepted.ravel(),
+            np.full(2400, 0.7),
+            rows,
+            None,
+            later,
+        )
+    np.testing.assert_allclose(other.count, one.count, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(other.accepts, one.accepts, rtol=1e-9, atol=1e-9)
+    assert other.count[0, 0].sum() < CAPACITY * 1.1
+
+
 def test_capacity_and_half_life() -> None:
     """One observation a step for long: `CAPACITY` remain; `HALF_LIFE` later half of them are
     of before."""

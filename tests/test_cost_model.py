@@ -151,7 +151,10 @@ def test_any_profile_gives_a_monotone_model(
 
 
 def test_step_is_the_sum_of_its_parts_and_broadcasts() -> None:
-    cost = corrected(1)
+    """Where the host does not bind."""
+    cost = step_cases.model()
+    for _ in range(100):  # of full blocks for 256 requests, which say little of the host
+        cost.observe(shape(256, 7), 1.2 * step_cases.step_ms(shape(256, 7)))
     requests = np.array([[1], [64]])
     tokens = requests * (1 + ALL_DEPTHS)
     step = cost.step_ms(tokens, requests, 1000, tokens, ALL_DEPTHS)
@@ -163,6 +166,37 @@ def test_step_is_the_sum_of_its_parts_and_broadcasts() -> None:
     assert step.dtype == np.float64
     one = cost.step_ms(64 * 4, 64, 1000, 64 * 4, 3)
     assert float(one) == step[1, 3]
+
+
+def test_host_holds_up_the_steps_that_draft() -> None:
+    """A step that drafts takes 30 ms by now, at whatever depth, one that does not what it did: the
+    least that a step takes is learned, the parts stay, and depth 0 knows no floor."""
+    cost = step_cases.model()
+    for step in range(400):
+        at = shape((4, 64)[step // 50 % 2], (0, 3)[step // 100 % 2])
+        cost.observe(at, 30.0 if at.depth else step_cases.step_ms(at))
+    for requests in (4, 64):
+        assert predicted(cost, shape(requests, 0)) == pytest.approx(
+            step_cases.step_ms(shape(requests, 0)), rel=0.05
+        )
+        for depth in (1, 3, 7):
+            at = shape(requests, depth)
+            assert predicted(cost, at) == pytest.approx(30.0, rel=0.05)
+            assert cost.verify_ms(at.tokens, requests, 0, at.logits_rows) < 15
+    assert cost.regimes >= 1
+    assert sum(cost.timed) == 400
+    assert cost.refused[3] < 20
+
+
+def test_steady_state_is_the_step_of_each_depth() -> None:
+    """Requests along one axis, depths along the other."""
+    cost = corrected(2)
+    requests = np.array([[1], [64]])
+    steady = cost.steady_ms(requests, requests * 300, ALL_DEPTHS)
+    assert steady.shape == (2, GAMMA + 1)
+    for row, count in enumerate((1, 64)):
+        for depth in ALL_DEPTHS.tolist():
+            assert steady[row, depth] == predicted(cost, shape(count, depth, 300))
 
 
 @pytest.mark.parametrize("drafts", [0, 1, 7, 2048])

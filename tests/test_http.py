@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,6 +137,41 @@ def test_bad_request_is_a_400(servers: dict[str, VllmServer]) -> None:
             model="micro", prompt=PROMPTS[0], temperature=-3.0
         )
     servers["dspark"].check_alive()
+
+
+def ours(one: VllmServer) -> dict[str, float]:
+    """The plugin's metrics on /metrics, by what follows its name, summed over labels."""
+    prefix = "vllm_dspark_"
+    return {
+        name.removeprefix(prefix): value
+        for name, value in one.counters().items()
+        if name.startswith(prefix) and not name.endswith("_created")
+    }
+
+
+def test_metrics(servers: dict[str, VllmServer]) -> None:
+    """What the engine's process decided is told by the one that answers HTTP, and agrees with
+    what vLLM counts of the same requests."""
+    one = servers["dspark"]
+    time.sleep(1)  # stats travel behind the tokens that they are of
+    before = one.counters()
+    for prompt in PROMPTS[:2]:
+        completion(one, prompt)
+    time.sleep(1)
+    now = one.counters()
+    new = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    drafted, verified, accepted = (
+        new[f"vllm_dspark_{word}_drafts_total"] for word in ("scheduled", "verified", "accepted")
+    )
+    assert drafted == new["vllm:spec_decode_num_draft_tokens_total"]
+    assert accepted == new["vllm:spec_decode_num_accepted_tokens_total"]
+    assert 0 < accepted <= verified <= drafted
+    assert new["vllm_dspark_drafting_requests_total"] == new["vllm:spec_decode_num_drafts_total"]
+    assert new["vllm_dspark_steps_total"] >= 8
+    assert 0 <= now["vllm_dspark_depth"] <= 7
+    assert now["vllm_dspark_cost_error_percent"] > 0
+    assert now["vllm_dspark_ignored_reports_total"] == 0
+    assert not ours(servers["target"])
 
 
 def test_start_up_line(servers: dict[str, VllmServer]) -> None:

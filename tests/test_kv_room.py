@@ -64,6 +64,16 @@ def test_plenty_is_not_counted() -> None:
     assert counted.fitting_depth(DEPTHS) == GAMMA
 
 
+def test_plenty_is_seen_anew_when_requests_come() -> None:
+    """What a step takes at most is worked out once, and again for more requests or another
+    depth."""
+    running = [Running("0", 40)]
+    counted = room(running, free=28, held=0)
+    assert [counted._plenty(20), counted._plenty(20)] == [True, True]
+    running.extend(Running(str(i), 40) for i in range(1, 5))
+    assert [counted._plenty(depth) for depth in (20, 0, 20)] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("tokens", "depth"),
     # the request holds 32 slots; its step ends at `tokens` + 7, and the block lies beyond

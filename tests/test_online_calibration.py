@@ -128,12 +128,14 @@ def test_constrained_requests_teach_nothing() -> None:
     assert error(ours, OVERCONFIDENT, sampled=True)[0] < 0.03
 
 
+@pytest.mark.parametrize("together", [1, 8])
 @pytest.mark.parametrize(("requests", "steps"), [(4, 1000), (16, 250), (256, 28)])
-def test_abrupt_change_of_workload(requests: int, steps: int) -> None:
+def test_abrupt_change_of_workload(requests: int, steps: int, together: int) -> None:
     """Acceptance and its relation to confidence both change: 0.1 off. 4000 observations later,
     or 28 steps where these hold more than the tenth they may weigh, position 1 is within 0.03 of
-    the truth; three times later all are. On the way none gets worse than it was."""
-    calibrator = OnlineCalibrator(3)
+    the truth; three times later all are. On the way none gets worse than it was. The same where
+    eight steps are learned from at once, those eight steps later."""
+    calibrator = OnlineCalibrator(3, steps=together)
     server = Server(calibrator, requests)
     server.serve(OVERCONFIDENT, 4000)
     start = error(calibrator, DIFFERENT)
@@ -141,6 +143,7 @@ def test_abrupt_change_of_workload(requests: int, steps: int) -> None:
     for _ in range(4):
         server.serve(DIFFERENT, steps * requests // 4)
         assert (error(calibrator, DIFFERENT) < start + 0.01).all()
+    server.serve(DIFFERENT, (together - 1) * requests)
     assert error(calibrator, DIFFERENT)[0] < 0.03
     server.serve(DIFFERENT, 2 * steps * requests)
     assert (error(calibrator, DIFFERENT) < 0.03).all()
@@ -291,6 +294,47 @@ def test_a_version_names_one_map() -> None:
     for array in (*calibrator.affine(), calibrator.prior(False)):
         array[:] = 7
     assert [a.tolist() for a in (*calibrator.affine(), calibrator.prior(False))] == now
+
+
+@pytest.mark.parametrize("requests", [1, 7, 64])
+def test_steps_at_once_teach_what_they_teach_one_by_one(requests: int) -> None:
+    """Same rounds, same memory: maps and priors agree but for the order of Newton steps. Deep
+    positions fade by what the steps hold together, as where they are one step of more requests."""
+    calibrators = OnlineCalibrator(3), OnlineCalibrator(3, steps=8)
+    for calibrator in calibrators:
+        Server(calibrator, requests).serve(OVERCONFIDENT, 64 * requests * 40)
+    one, other = calibrators
+    assert other.version > 0
+    np.testing.assert_allclose(other.prior(False), one.prior(False), atol=0.01)
+    weights = [[m.observations for m in c.metrics()["greedy"]] for c in calibrators]
+    np.testing.assert_allclose(weights[1], weights[0], rtol=0.2)
+    assert weights[1][0] == pytest.approx(weights[0][0], rel=0.01)
+    confidence = np.linspace(0.3, 0.99, 30)[:, None].repeat(3, axis=1)
+    greedy = np.full(30, False)
+    np.testing.assert_allclose(
+        other.calibrate(confidence, greedy), one.calibrate(confidence, greedy), atol=0.015
+    )
+
+
+@pytest.mark.parametrize(("requests", "waits"), [(1, 32), (3, 11), (4, 8), (50, 8)])
+def test_learning_waits_until_it_is_worth_it(requests: int, waits: int) -> None:
+    """Eight steps, or as many as hold 32 requests; calls without any are no steps."""
+    calibrator, every = OnlineCalibrator(1, steps=8), np.ones(requests, int)
+    for step in range(1, waits + 1):
+        assert calibrator.metrics()["greedy"][0].observations == 0
+        calibrator.observe(np.full((requests, 1), 0.6), every, every, every == 0)
+        calibrator.observe(np.empty((0, 1)), [], [], [])
+        assert (calibrator.metrics()["greedy"][0].observations > 0) == (step == waits)
+
+
+def test_rounds_with_and_without_a_number_are_learned_apart() -> None:
+    """A caller may know the request of some rounds only."""
+    calibrator, every = OnlineCalibrator(1, steps=8), np.ones(5, int)
+    for step in range(40):
+        request = None if step % 16 < 3 else every * step
+        calibrator.observe(np.full((5, 1), 0.6), every, every, every == 0, request=request)
+    assert calibrator.metrics()["greedy"][0].observations > 100
+    assert calibrator.ignored == 0
 
 
 def test_nothing_new_gives_no_new_version() -> None:

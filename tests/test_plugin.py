@@ -16,6 +16,7 @@ from vllm_dspark import compat
 from vllm_dspark.compat import IncompatibleVllmError
 from vllm_dspark.integration.ledger import (
     ENGINE_SEAMS,
+    FRONT_END_SEAMS,
     INTERPRETER_SEAMS,
     LEDGER,
     REQUEST_SEAMS,
@@ -119,7 +120,7 @@ def test_loading_the_plugin_opens_request_seams_only() -> None:
 
 
 def test_ledger_is_complete_and_each_patch_has_its_reasons() -> None:
-    assert LEDGER == REQUEST_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS
+    assert LEDGER == REQUEST_SEAMS + FRONT_END_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS
     assert len({patch.target for patch in LEDGER}) == len(LEDGER)
     for patch in LEDGER:
         assert patch.reason

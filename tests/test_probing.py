@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import step_cases
+from tests.depth_cases import policy
 from tests.step_cases import ACCEPTANCE, CONTEXT, DEPTHS, GAMMA, SURVIVAL, predicted, shape
 from vllm_dspark.scheduler.depth import DepthPolicy, Hysteresis, ProbeSettings
 
@@ -46,7 +47,7 @@ def test_probes_cost_less_than_their_share(requests: int, share: float) -> None:
     for waiting in (0, 200):
         settings = ProbeSettings(share=share, interval=1, longest=1)
         taken = run(
-            DepthPolicy(GAMMA, DEPTHS, probes=settings),
+            policy(probes=settings),
             1500, requests, np.zeros(GAMMA), age=NEVER_SEEN, waiting=waiting,
         )  # fmt: skip
         cost = {d: predicted(MODEL, shape(requests, d)) for d in DEPTHS}
@@ -58,7 +59,7 @@ def test_probes_cost_less_than_their_share(requests: int, share: float) -> None:
 def test_a_probe_ends_when_it_grows_dear() -> None:
     """Eight steps were begun for one request. Then 256 run, at sixty times the extra cost: the
     probe must not go on at the old bill, however often that happens."""
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=ProbeSettings(share=0.05, interval=1, longest=1))
+    chosen = policy(probes=ProbeSettings(share=0.05, interval=1, longest=1))
     normal = extra = 0.0
     jumps, requests = 0, 1
     for _ in range(3000):
@@ -77,7 +78,7 @@ def test_a_probe_finds_out_and_is_followed() -> None:
     """Acceptance was poor and became good at step 1000: the depth rises although nothing deeper
     than 0 was chosen, within a few thousand steps, all the way; and the unlucky time before
     costs less than 1 % of the tokens."""
-    chosen = DepthPolicy(GAMMA, DEPTHS)
+    chosen = policy(probes=ProbeSettings())
     random, age = np.random.default_rng(0), np.zeros(GAMMA)
     truth = {True: 0.1 * ACCEPTANCE, False: ACCEPTANCE}
     hits, trials = np.full(GAMMA, 0.5), np.full(GAMMA, 10.0)  # both forget by the step
@@ -108,7 +109,7 @@ def test_a_probe_finds_out_and_is_followed() -> None:
 def test_intervals_double_up_to_the_longest() -> None:
     """Each probe that changes nothing halves the rate of the next; it never dries up."""
     settings = ProbeSettings(share=0.9, interval=10, longest=80)
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    chosen = policy(probes=settings)
     gaps = np.diff(probes(run(chosen, 1000, 64, age=NEVER_SEEN)))
     assert gaps[:4].tolist() == [11, 21, 41, 81]
     assert set(gaps[3:]) == {81}
@@ -119,7 +120,7 @@ def test_intervals_double_up_to_the_longest() -> None:
 def test_another_load_starts_over(requests: int) -> None:
     """From 64 to half or twice as many: what was learned of the text may be of another load."""
     settings = ProbeSettings(share=0.9, interval=10, longest=640)
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    chosen = policy(probes=settings)
     run(chosen, 700, 64, age=NEVER_SEEN)
     assert chosen.probes.interval == 640
     run(chosen, 1, 90, age=NEVER_SEEN)
@@ -133,7 +134,7 @@ def test_only_what_is_stale_and_promising_is_probed() -> None:
     settings = ProbeSettings(share=0.9, interval=10, longest=10)
 
     def probed(survival: Any, age: Any) -> set[int]:
-        taken = run(DepthPolicy(GAMMA, DEPTHS, probes=settings), 60, 256, survival, age=age)
+        taken = run(policy(probes=settings), 60, 256, survival, age=age)
         assert {depth for depth, _ in taken} == {1}
         return {drafted for _, drafted in taken} - {1}
 
@@ -148,7 +149,7 @@ def test_what_is_known_to_pay_is_no_probe() -> None:
     find nothing new."""
     settings = ProbeSettings(share=0.9, interval=5, longest=5)
     slow = Hysteresis(patience=1000, urgent=100.0)
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=settings, hysteresis=slow)
+    chosen = policy(probes=settings, hysteresis=slow)
     run(chosen, 1, 256, SURVIVAL)
     taken = run(chosen, 50, 16, SURVIVAL, age=np.zeros(GAMMA))
     assert set(taken) == {(1, 1)}
@@ -158,10 +159,10 @@ def test_what_is_known_to_pay_is_no_probe() -> None:
 def test_no_probe_without_room_above() -> None:
     """Full depth has nothing to see; short K/V memory forbids to look."""
     settings = ProbeSettings(share=0.9, interval=1, longest=1)
-    assert not probes(run(DepthPolicy(GAMMA, DEPTHS, probes=settings), 50, 1, SURVIVAL))
-    short = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    assert not probes(run(policy(probes=settings), 50, 1, SURVIVAL))
+    short = policy(probes=settings)
     assert not probes(run(short, 50, 64, age=NEVER_SEEN, free_kv_fraction=0.02))
-    some = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    some = policy(probes=settings)
     limited = run(some, 50, 64, np.zeros(GAMMA), age=NEVER_SEEN, free_kv_fraction=0.06)
     assert 0 < max(drafted for _, drafted in limited) <= 3
 
@@ -170,7 +171,7 @@ def test_no_probe_without_room_above() -> None:
 def test_a_probe_lasts_until_enough_was_seen(requests: int, steps: int) -> None:
     """32 blocks, or 8 steps."""
     settings = ProbeSettings(share=0.9, interval=20, longest=20)
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    chosen = policy(probes=settings)
     taken = run(chosen, 100, requests, np.zeros(GAMMA), age=NEVER_SEEN)
     lasts = [drafted > depth for depth, drafted in taken]
     start = lasts.index(True)
@@ -181,7 +182,7 @@ def test_a_probe_lasts_until_enough_was_seen(requests: int, steps: int) -> None:
 def test_without_ages_what_was_drafted_counts_as_seen() -> None:
     """Then a position goes stale by itself, and a probe makes it fresh."""
     settings = ProbeSettings(share=0.9, interval=50, longest=50)
-    chosen = DepthPolicy(GAMMA, DEPTHS, probes=settings)
+    chosen = policy(probes=settings)
     starts = probes(run(chosen, 400, 64, np.zeros(GAMMA)))
     assert 4 <= len(starts) <= 9
     assert min(np.diff(starts)) > 50

@@ -92,6 +92,19 @@ def test_never_seen_for_ages_stays_finite() -> None:
     assert running.mean[0] == pytest.approx(0.25)
 
 
+def test_several_steps_at_once() -> None:
+    """As if the others of them had seen nothing: forgotten as much, and as old."""
+    one, other = RunningSurvival(3), RunningSurvival(3)
+    for number in range(30):
+        seen = row(0.9, 0.6, np.nan if number > 5 else 0.2)
+        for _ in range(7):
+            one.step(NOTHING)
+        one.step(seen)
+        other.step(seen, steps=8)
+    np.testing.assert_allclose(other.mean, one.mean, rtol=1e-12)
+    assert other.age.tolist() == one.age.tolist() == [0, 0, 24 * 8]
+
+
 def test_outcomes() -> None:
     """Accepted drafts survived, the first rejected one and all behind it did not, and those that
     were not verified say nothing."""

@@ -20,7 +20,7 @@ from vllm_dspark.integration.step_report import (
     take_plan,
     take_report,
 )
-from vllm_dspark.scheduler.cost_model import StepShape
+from vllm_dspark.scheduler.cost_model import CostModel, StepShape
 
 STEP = TimedStep(128, 16, 4800, 128, 7, 7.25, True)
 REPORT = StepReport(
@@ -56,6 +56,17 @@ def test_plan_survives_pickling() -> None:
     assert take_plan(pickle.loads(pickle.dumps(sent))) == StepPlan((STEP, STEP))
 
 
+def test_model_stays_in_its_process() -> None:
+    """The scheduler's own is handed on as it is, and to other processes not at all."""
+    model = CostModel.default(7)
+    sent = SchedulerOutput.make_empty()
+    attach_plan(sent, StepPlan((STEP,), model))
+    plan = take_plan(sent)
+    assert plan is not None
+    assert plan.model is model
+    assert take_plan(pickle.loads(pickle.dumps(sent))) == StepPlan((STEP,))
+
+
 def test_nothing_new_is_not_sent() -> None:
     sent = output()
     attach_report(sent, StepReport())
@@ -88,8 +99,6 @@ def test_startup_travels_once_with_costs() -> None:
 
 
 def test_timed_step_is_a_shape_and_a_time() -> None:
-    shape = StepShape(128, 16, 4800, 128, 7)
-    assert TimedStep.of(shape, 7.25, True) == STEP
-    assert STEP.shape == shape
+    assert STEP.shape == StepShape(128, 16, 4800, 128, 7)
     with pytest.raises(ValueError, match="tokens"):
         _ = STEP._replace(tokens=-1).shape

@@ -4,8 +4,10 @@ the other line."""
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from vllm_dspark.integration.verification import arrivals
 from vllm_dspark.integration.verification.arrivals import Arrivals
 
 
@@ -46,14 +48,24 @@ def test_beyond_the_depth_nothing_is_known() -> None:
     assert [a.depth for a in arrived] == [0, 2, 3]
 
 
-def test_only_steps_that_were_started_are_timed() -> None:
-    line = Arrivals()
+def test_time_goes_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps that were started and follow on another that was: what came in between counts, a
+    prefill, a pause or a step that sent nothing does not."""
+    line, now = Arrivals(), [0.0]
+    monkeypatch.setattr(arrivals.time, "perf_counter", lambda: now[0])
     one, none = torch.tensor([1]), torch.tensor([0])
-    line.send(0, np.array([0]), one, none, torch.ones(1, 2), 2)
-    line.start()
-    line.send(1, np.array([0]), one, none, torch.ones(1, 2), 2)
-    line.send(2, np.array([0]), one, none, torch.ones(1, 2), 2)
-    times = [arrival.ms for arrival in line.collect(3)]
-    assert times[0] is times[2] is None
-    assert times[1] is not None
-    assert times[1] > 0
+    for step, started, taken in (
+        (0, False, 1.0), (1, True, 2.0), (2, True, 3.0), (3, True, 4.0), (4, False, 5.0),
+        (5, True, 6.0), (6, True, 7.0), (8, True, 8.0), (9, True, 9.0),
+    ):  # fmt: skip
+        now[0] += taken / 2  # the host, before it begins
+        if started:
+            line.start()
+        now[0] += taken / 2
+        line.send(step, np.array([0]), one, none, torch.ones(1, 2), 2)
+    times = {arrival.step: arrival.ms for arrival in line.collect(10)}
+    assert {step: ms for step, ms in times.items() if ms is not None} == {
+        2: pytest.approx(3000.0), 3: pytest.approx(4000.0), 6: pytest.approx(7000.0),
+        9: pytest.approx(9000.0),
+    }  # fmt: skip
+    assert len(times) == 9

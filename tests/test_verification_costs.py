@@ -141,6 +141,19 @@ def test_leaving_the_graph_costs() -> None:
     assert (beyond == profiled().budget_curve(28, 8, 400, 8, GAMMA, 24)).all()
 
 
+def test_model_that_learns_elsewhere_is_followed() -> None:
+    """Not taught a second time. What leaving a graph costs is still learned here."""
+    made, other = profiled(trims_replay=False), profiled()
+    before = other.budget_curve(4, 4, 400, 4, GAMMA, 12)
+    made.follow(other.model)
+    for _ in range(50):
+        made.observe(shape(16), 99.0, replayed=True)
+        made.observe(shape(14), 1.2 * before[10], replayed=False)
+    assert (other.budget_curve(4, 4, 400, 4, GAMMA, 12) == before).all()
+    curve = made.budget_curve(4, 4, 400, 4, GAMMA, 12)
+    np.testing.assert_allclose(curve[:-1], 1.2 * before[:-1], rtol=0.01)
+
+
 def test_times_that_are_none_are_left_out() -> None:
     made = profiled()
     before = made.budget_curve(4, 4, 400, 4, GAMMA, 12)

@@ -6,6 +6,7 @@ on the device, in every step of random traffic.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,72 @@ def test_block_without_any_confidence() -> None:
     np.testing.assert_allclose(first, [[0.9] * GAMMA], rtol=1e-6)
     assert len(others) > 0
     assert np.isnan(others).all()
+
+
+@pytest.mark.parametrize("make", [host, device], ids=["host", "device"])
+def test_rows_are_made_anew_when_something_changes(make: Any) -> None:
+    """As long as nothing does they are one object, which a standing choice goes by. A request that
+    comes again under its name has another slot."""
+    manager = make()
+    begin(manager, {"a": None, "b": None})
+    tokens, drafts = {"a": 4, "b": 4}, {"a": 3, "b": 3}
+    seen = []
+
+    def rows(tokens: dict[str, int], drafts: dict[str, int]) -> Any:
+        laid_out = step(manager, tokens, drafts)
+        check(laid_out, tokens, drafts, exact=make is host)
+        seen.append(manager._rows._rows)
+        return seen[-1]
+
+    first = rows(tokens, drafts)
+    assert rows(dict(tokens), dict(drafts)) is first
+    changes = [(tokens, {"a": 3, "b": 2}), ({"a": 4}, {"a": 3}), ({"b": 4, "a": 4}, drafts)]
+    for changed in changes:
+        assert rows(*changed) is not first
+    before = rows(tokens, drafts)
+    index = manager.layout.req_states.req_id_to_index
+    del manager.layout.req_states.index_to_req_id[index["b"]]
+    manager.layout.req_states.index_to_req_id[0] = "taken"
+    begin(manager, {"b": None})
+    after = rows(tokens, drafts)
+    assert after is not before
+    assert after.slots.tolist() == [index["a"], index["b"]]
+
+
+def test_device_ranks_by_what_the_drafter_overwrote() -> None:
+    """One buffer holds the confidences of the last block pass. A request that sits out, and one
+    whose row moves, are ranked by their own all the same."""
+    manager = device()
+    begin(manager, {name: None for name in NAMES})
+    index = manager.layout.req_states.req_id_to_index
+    buffer, sure = torch.zeros(SLOTS, GAMMA), {"a": 0.9, "b": 0.1, "c": 0.95, "d": 0.6}
+    ones = torch.ones(4, dtype=torch.int32)
+
+    def draws(names: list[str]) -> None:
+        slots = np.array([index[name] for name in names])
+        manager.observe(ones[: len(names)], ones[: len(names)])
+        buffer.fill_(0.5)
+        buffer[: len(names)] = torch.tensor([[sure[name]] * GAMMA for name in names])
+        batch = SimpleNamespace(idx_mapping_np=slots, idx_mapping=torch.from_numpy(slots))
+        manager.record_confidences(buffer, batch)
+
+    def lengths(names: list[str]) -> dict[str, int]:
+        manager.policy.costs = Prices(1.0, *[1.0 + 0.01 * k for k in range(3)], 9.0)
+        begin(manager, {})
+        laid_out = step(manager, dict.fromkeys(names, 4), dict.fromkeys(names, 3))
+        assert laid_out.verified == 3
+        return dict(zip(names, [n - 1 for n in laid_out.device], strict=True))
+
+    draws(NAMES)
+    assert lengths(NAMES) == {"a": 1, "b": 0, "c": 2, "d": 0}  # the buffer's own rows
+    draws(NAMES)
+    assert lengths(["b", "d"]) == {"b": 0, "d": 3}  # a and c sit out
+    draws(["b", "d"])
+    assert lengths(["c", "b", "a", "d"]) == {"c": 2, "b": 0, "a": 1, "d": 0}
+    draws(["c", "b", "a", "d"])
+    begin(manager, {})  # a prefill alone: nothing is verified, but something is drawn
+    draws(["b"])
+    assert lengths(NAMES) == {"a": 1, "b": 0, "c": 2, "d": 0}
 
 
 def test_another_order_than_the_runners_is_noticed() -> None:

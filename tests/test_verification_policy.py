@@ -146,6 +146,77 @@ def test_no_request_reads_its_current_block(data: st.DataObject) -> None:
     assert stale[0].tolist() == stale[1].tolist()
 
 
+def budgets(
+    policy: Any, blocks: list[list[float]], last: list[float], drafts: np.ndarray, slots: np.ndarray
+) -> list[int | None]:
+    """What each step verifies while blocks of request 0 are drawn, the last one of them another;
+    None where nothing stood, and it was chosen."""
+    seen = []
+    for step, block in enumerate([*blocks, last]):
+        draw(policy, step, {0: block})
+        standing = policy.standing(slots, drafts)
+        if standing is None:
+            policy.choose(slots, drafts, 1, 1, 100)
+        seen.append(standing)
+    return seen
+
+
+def test_steady_choice_stands_for_more_and_more_steps() -> None:
+    """One step, two, four, then as many as it may; whatever the confidences are meanwhile."""
+    policy = VerificationPolicy(4, 3, PlainCalibrator(), Prices(*RISING), stands=4)
+    policy.add_request(0, 0)
+    slots, drafts = ints(0), ints(3)
+    draw(policy, 0, {0: SURE})
+    policy.choose(slots, drafts, 1, 1, 100)  # by the prior
+    stood = budgets(policy, [SURE] * 12, UNSURE, drafts, slots)
+    assert stood == [None, None, 3, None, 3, 3, 3, None, 3, 3, 3, None, 3]
+
+
+def test_choice_stands_for_the_very_batch() -> None:
+    """Not for another number of drafts, another depth, or after a request came."""
+    policy = VerificationPolicy(4, 3, PlainCalibrator(), Prices(1.0), stands=8)
+    for slot in range(2):
+        policy.add_request(slot, 0)
+    slots, drafts = ints(0, 1), ints(3, 3)
+
+    def steady() -> None:
+        for _ in range(4):
+            if policy.standing(slots, drafts, 3) is None:
+                policy.choose(slots, drafts, 2, 2, 100, 3)
+
+    for changed in ((slots, ints(3, 3), 3), (ints(0, 1), drafts, 3), (slots, drafts, 2)):
+        steady()
+        assert policy.standing(*changed) is None
+        assert policy.standing(slots, drafts, 3) == 6
+    policy.add_request(2, 1)
+    assert policy.standing(slots, drafts, 3) is None
+
+
+def test_nothing_stands_with_a_grammar() -> None:
+    """How many drafts it left says something about them, and would decide on what stands."""
+    policy = VerificationPolicy(4, 3, PlainCalibrator(), Prices(1.0), stands=8)
+    policy.add_request(0, 0, constrained=True)
+    policy.add_request(1, 0)
+    slots = ints(0, 1)
+    for drafts in (ints(3, 3), ints(0, 3)):
+        for _ in range(6):
+            assert policy.standing(slots, drafts) is None
+            policy.choose(slots, drafts, 2, 2, 100)
+
+
+def test_many_blocks_are_not_all_told() -> None:
+    """The newest are enough for a mean; the others are never told."""
+    policy = make(slots=100)
+    slots = np.arange(100)
+    for step in range(8):
+        policy.outcomes_arrived(step, slots, slots * 0, slots * 0 + 3)
+        policy.confidences_arrived(step, slots, np.full((100, 3), 0.5 + step / 100, np.float32))
+    survival = policy.retired()
+    assert len(survival) == 300
+    np.testing.assert_allclose(np.unique(survival[:, 0]), [0.54, 0.55, 0.56], rtol=1e-6)
+    assert len(policy.retired()) == 0
+
+
 def test_slot_of_a_new_request_forgets_its_predecessor() -> None:
     """What was still under way when the request left is nobody's."""
     policy = make()

@@ -60,6 +60,14 @@ class DSparkConfig(BaseModel):
         ge=1,
         description="Tokens of context per request at which step costs are profiled at start-up.",
     )
+    profile: Literal["auto", "always", "skip"] = Field(
+        default="auto",
+        description=(
+            "Whether step costs are profiled at start-up. auto: where an engine like this one was "
+            "not profiled before; profiles are kept in a cache. always: anew, and kept. skip: not "
+            "at all, costs are guessed and corrected by every step."
+        ),
+    )
     depth: Annotated[Literal["auto"] | int, BeforeValidator(_depth)] = Field(
         default="auto",
         description=(
@@ -95,6 +103,14 @@ class DSparkConfig(BaseModel):
         description=(
             "Temperatures from `vllm-dspark calibrate`. auto: dspark_calibration.json beside the "
             "drafter, if it fits. off: none. Otherwise the path of such a file, which has to fit."
+        ),
+    )
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        default="auto",
+        description=(
+            "What draws and verifies drafts. reference: torch and vLLM's own kernels. triton: our "
+            "kernels, where they can. auto: the reference, until ours were measured to be faster. "
+            "DSPARK_KERNELS overrides it."
         ),
     )
     check_weights: bool = Field(

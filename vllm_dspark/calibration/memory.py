@@ -72,21 +72,29 @@ class Memory:
         logit: Floats,  # [n], within ±LOGIT_LIMIT
         accepted: npt.NDArray[np.bool_],  # [n]
         predicted: Floats,  # [n], probabilities
-        row: Ints,  # [n], which request of this step
-        request: Ints | None,  # [R], its number; None: no request was seen before
+        row: Ints,  # [n], which round
+        request: Ints | None,  # [R], whose it is; None: no request was seen before
+        later: Ints | None = None,  # [R], how many of these steps came after its own
     ) -> None:
-        """Add n observations of one step of R requests."""
+        """Add n observations of R rounds, one of each request, of one step.
+
+        Or of several steps one after the other, where `later` is given: from the number of the
+        steps after the first to 0. Each of them is taken to have added as much as the others.
+        """
         regimes, gamma = self._shape
+        steps = 1 if later is None else 1 + int(later[0])
         weight = np.ones(cell.size)
         if request is not None:
-            slot = self._shares.claim(request).take(row)
+            slot = self._shares.claim(request.astype(np.int64)).take(row)
             weight = self._shares.allowed(slot, cell)
         added = np.bincount(cell, weight, regimes * gamma)
-        part = np.minimum(1, LIMIT / np.maximum(added, LIMIT))
+        part = np.minimum(1, steps * LIMIT / np.maximum(added, steps * LIMIT))
         weight *= part.take(cell)
         added = (added * part).reshape(regimes, gamma)
 
         half_lives = np.maximum(added, FADING * added[:, :1]) / HALF_LIFE
+        if later is not None:  # meanwhile the first ones are half forgotten
+            weight *= np.exp2(half_lives.take(cell) * (later.take(row) / -steps))
         self._sums *= np.exp2(-half_lives)[..., None] * (self.count > TRACE)
         index = ((logit + LOGIT_LIMIT) * BINS_PER_LOGIT).astype(np.int64)
         index = cell * BINS + np.minimum(index, BINS - 1)

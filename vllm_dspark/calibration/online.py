@@ -21,29 +21,31 @@ thinks unlikely whenever the target does not.
 
 Which drafts were verified depends on their confidence. That does not bias the maps, which are
 conditional on it, but the prior is that of verified drafts.
+
+To learn takes as long for one request as for many, so it can be done for several steps at once:
+what is remembered is about the same, and maps are at most that many steps behind.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_dspark import checks
 from vllm_dspark.calibration import platt, sts
-from vllm_dspark.calibration.memory import LOGIT_LIMIT, Memory, PositionMetrics
+from vllm_dspark.calibration.memory import LIMIT, LOGIT_LIMIT, Memory, PositionMetrics
+from vllm_dspark.calibration.rounds import Rounds, join, shaped
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # Calibrated confidences stay inside of [MARGIN, 1 − MARGIN], also in float32.
 MARGIN = 1e-5
 # Conditional acceptance before anything was observed, and what it weighs in observations:
 # published drafters have 0.77 to 0.93 at position 1 (arXiv 2607.05147).
 FIRST_GUESS, GUESS_WEIGHT = 0.8, 20.0
-# Observations between Newton steps; with many requests every round takes one.
+# Observations between Newton steps, and requests that are worth learning from at once.
 STEP_EVERY = 32
+NEWTON_STEPS = 4  # at most, where several steps are learned from at once
 # A new version is due when a calibrated logit moves by this much for some |logit(c)| ≤ 4, a
 # percent of probability at most, or a prior by this much.
 LOGIT_CHANGE, PRIOR_CHANGE = 0.04, 0.005
@@ -59,22 +61,30 @@ class OnlineCalibrator:
     Args:
         gamma: γ, the number of positions, at least 1.
         temperatures: [γ] of `sts.fit_temperatures`; None for 1 everywhere.
+        steps: that are learned from at once, at least 1. If they hold fewer than `STEP_EVERY`
+            requests together, learning waits until they do.
 
     Raises:
-        ValueError: `gamma` is below 1, or `temperatures` are not [γ] or not in 0.1..10.
+        ValueError: `gamma` or `steps` is below 1, or `temperatures` are not [γ] or not in 0.1..10.
     """
 
     REGIMES = ("greedy", "sampled")
 
-    def __init__(self, gamma: int, temperatures: npt.ArrayLike | None = None) -> None:
+    def __init__(
+        self, gamma: int, temperatures: npt.ArrayLike | None = None, steps: int = 1
+    ) -> None:
         self.gamma = checks.whole("gamma", gamma, least=1)
+        self._steps = checks.whole("steps", steps, least=1)
         self._temperatures = np.ones(self.gamma)
         if temperatures is not None:
-            self._temperatures = _temperatures(temperatures, self.gamma)
+            self._temperatures = sts.checked_temperatures(temperatures, self.gamma)
         shape = len(self.REGIMES), self.gamma
         self._memory = Memory(*shape)
         self._fit = np.ones(shape), np.zeros(shape)  # s and intercept
         self._since_step = 0
+        self._waiting: list[Rounds] = []
+        self._rounds = 0  # in those
+        self._turn = 0  # counts those that were learned from
         self.version = 0
         self.ignored = 0
         self._slope, self._intercept = self._map()
@@ -105,40 +115,49 @@ class OnlineCalibrator:
                 a running count. None gives up the bound on one request's influence, not that
                 on one step's.
 
+        With `steps` above 1 arrays are kept until they were learned from, and must not change. Of
+        more requests than may weigh in full (see `memory`) only some are looked at, in turn.
+
         Raises:
             ValueError: naming an argument of another shape or type.
         """
-        confidence = _shaped("confidence", confidence, (-1, self.gamma), "fiu").astype(np.float64)
-        rounds = confidence.shape[:1]
-        accepted = _shaped("accepted", accepted, rounds, "iu")
-        verified = _shaped("verified", verified, rounds, "iu")
-        regime = _shaped("sampled", sampled, rounds, "b").astype(np.int64)
-        wanted = np.ones(rounds, bool) if learn is None else _shaped("learn", learn, rounds, "b")
-        if request is not None:
-            request = _shaped("request", request, rounds, "iu").astype(np.int64)
+        rounds = Rounds.of(self.gamma, confidence, accepted, verified, sampled, learn, request)
+        if not len(rounds.sampled):
+            return
+        if self._waiting and (self._waiting[-1].request is None) != (rounds.request is None):
+            self._learn_waiting()
+        self._waiting.append(rounds)
+        self._rounds += len(rounds.sampled)
+        if len(self._waiting) >= self._steps and (self._rounds >= STEP_EVERY or self._steps == 1):
+            self._learn_waiting()
 
+    def _learn_waiting(self) -> None:
+        """Remember what the waiting steps observed, and learn from it."""
+        steps, self._waiting, self._rounds = self._waiting, [], 0
+        rounds, later = join(steps, int(LIMIT), self._turn)
+        self._turn += 1
+        accepted, verified = rounds.accepted, rounds.verified
         possible = (accepted >= 0) & (accepted <= verified) & (verified <= self.gamma)
-        taught = np.where(possible & wanted, verified, 0).astype(np.int64)
-        accepted = np.where(taught, accepted, 0).astype(np.int64)
-        judged = np.minimum(taught, accepted + 1)
+        taught = np.where(possible & rounds.learn, verified, 0).astype(np.int64)
+        judged = np.minimum(taught, np.where(taught, accepted, 0).astype(np.int64) + 1)
         # Flat indices from here on: they are several times quicker than pairs.
         draft = np.flatnonzero(np.arange(self.gamma) < judged[:, None])
-        seen = confidence.take(draft)
+        seen = rounds.confidence.take(draft).astype(np.float64)
         valid = (seen >= 0) & (seen <= 1)  # NaN is neither
-        self.ignored += int((wanted & ~possible).sum()) + int((~valid).sum())
+        self.ignored += int((rounds.learn & ~possible).sum()) + int((~valid).sum())
         draft, seen = draft[valid], seen[valid]
         if draft.size:
             row = draft // self.gamma
             position = draft - row * self.gamma
-            cell = regime.take(row) * self.gamma + position
+            cell = rounds.sampled.take(row) * self.gamma + position
             logit = _logit(seen)
-            predicted = self._calibrated(cell, logit)
+            predicted = self._calibrated(self._slope.take(cell), self._intercept.take(cell), logit)
             outcome = position < accepted.take(row)
-            self._memory.remember(cell, logit, outcome, predicted, row, request)
+            self._memory.remember(cell, logit, outcome, predicted, row, rounds.request, later)
             self._since_step += draft.size
             if self._since_step >= STEP_EVERY:
                 self._since_step = 0
-                self._learn()
+                self._learn(min(len(steps), NEWTON_STEPS))
 
     def calibrate(self, confidence: npt.ArrayLike, sampled: npt.ArrayLike) -> Floats:
         """Probability of each draft to be accepted, given that those before it are.
@@ -155,12 +174,16 @@ class OnlineCalibrator:
         Raises:
             ValueError: naming an argument of another shape or type.
         """
-        confidence = _shaped("confidence", confidence, (-1, self.gamma), "fiu").astype(np.float64)
-        regime = _shaped("sampled", sampled, confidence.shape[:1], "b").astype(np.int64)
+        confidence = shaped("confidence", confidence, (-1, self.gamma), "fiu").astype(np.float64)
+        regime = shaped("sampled", sampled, confidence.shape[:1], "b").astype(np.int64)
+        if not confidence.size:
+            return confidence
+        slope, intercept = self._slope.take(regime, axis=0), self._intercept.take(regime, axis=0)
+        if confidence.min() >= 0 and confidence.max() <= 1:  # NaN is neither
+            return self._calibrated(slope, intercept, _logit(confidence))
         valid = (confidence >= 0) & (confidence <= 1)
         logit = _logit(np.where(valid, confidence, 0.5))
-        cell = regime[:, None] * self.gamma + np.arange(self.gamma)
-        calibrated = self._calibrated(cell, logit)
+        calibrated = self._calibrated(slope, intercept, logit)
         return np.where(valid, calibrated, self._prior[regime])
 
     def affine(self) -> tuple[Floats, Floats]:
@@ -187,64 +210,43 @@ class OnlineCalibrator:
         """By regime, one entry a position, over what is remembered."""
         return dict(zip(self.REGIMES, self._memory.metrics(self._prior), strict=True))
 
-    def _calibrated(self, cell: Ints, logit: Floats) -> Floats:
-        u = self._slope.take(cell) * logit + self._intercept.take(cell)
-        return np.clip(platt.sigmoid(u), MARGIN, 1 - MARGIN)
+    def _calibrated(self, slope: Floats, intercept: Floats, logit: Floats) -> Floats:
+        probability = platt.sigmoid(slope * logit + intercept)
+        np.maximum(probability, MARGIN, out=probability)
+        return np.minimum(probability, 1 - MARGIN, out=probability)
 
     def _map(self) -> tuple[Floats, Floats]:
         slope, intercept = self._fit
         return slope / self._temperatures, intercept
 
-    def _learn(self) -> None:
-        """One Newton step, and a new version if it leads away from the last one."""
-        memory, (slope, intercept) = self._memory, self._fit
-        towards = np.ones_like(slope), np.zeros_like(intercept)
-        towards[0][:, 1:], towards[1][:, 1:] = slope[:, :-1], intercept[:, :-1]
+    def _learn(self, most: int) -> None:
+        """Newton steps until they lead no further, `most` of them, and a new version if they led
+        away from the last one."""
+        memory = self._memory
         logit = memory.mean_logits() / self._temperatures[:, None]
-        self._fit = platt.newton_step(
-            slope, intercept, towards, memory.count, memory.accepts, logit
-        )
-        new_slope, new_intercept = self._map()
+        for _ in range(most):
+            slope, intercept = before = self._fit
+            towards = np.ones_like(slope), np.zeros_like(intercept)
+            towards[0][:, 1:], towards[1][:, 1:] = slope[:, :-1], intercept[:, :-1]
+            self._fit = platt.newton_step(*before, towards, memory.count, memory.accepts, logit)
+            if _change(self._fit, before) <= LOGIT_CHANGE:
+                break
+        new = self._map()
         prior = memory.running_mean(FIRST_GUESS, GUESS_WEIGHT)
-        change = np.abs(new_slope - self._slope) * 4 + np.abs(new_intercept - self._intercept)
-        if change.max() > LOGIT_CHANGE or np.abs(prior - self._prior).max() > PRIOR_CHANGE:
-            self._slope, self._intercept, self._prior = new_slope, new_intercept, prior
+        change = _change(new, (self._slope, self._intercept))
+        if change > LOGIT_CHANGE or np.abs(prior - self._prior).max() > PRIOR_CHANGE:
+            (self._slope, self._intercept), self._prior = new, prior
             self.version += 1
+
+
+def _change(new: tuple[Floats, Floats], old: tuple[Floats, Floats]) -> float:
+    """Of a calibrated logit where |logit(c)| is 4, the largest."""
+    return float((np.abs(new[0] - old[0]) * 4 + np.abs(new[1] - old[1])).max())
 
 
 def _logit(confidence: Floats) -> Floats:
     """log(c / (1 − c)), cut to ±`LOGIT_LIMIT`."""
     with np.errstate(divide="ignore", under="ignore"):
-        return np.clip(np.log(confidence / (1 - confidence)), -LOGIT_LIMIT, LOGIT_LIMIT)
-
-
-def _temperatures(temperatures: npt.ArrayLike, gamma: int) -> Floats:
-    temperatures = checks.positives("temperatures", temperatures, "[γ]")
-    if temperatures.shape != (gamma,):
-        raise ValueError(f"temperatures must have shape [γ] = ({gamma},), got {temperatures.shape}")
-    # Both ends are reached by exp(log(end)), which may round outwards.
-    if temperatures.min() < sts.LOWEST * 0.999 or temperatures.max() > sts.HIGHEST * 1.001:
-        raise ValueError(
-            f"temperatures must lie in {sts.LOWEST:g} to {sts.HIGHEST:g}, got {temperatures}"
-        )
-    return temperatures.copy()
-
-
-def _shaped(
-    name: str, values: npt.ArrayLike, shape: tuple[int, ...], kinds: str
-) -> npt.NDArray[Any]:
-    """`values` as an array of that shape, −1 for any number of rows, of a dtype in `kinds`."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{name} must have shape {shape}: {error}") from None
-    if shape[0] == -1 and array.ndim == len(shape):
-        shape = (array.shape[0], *shape[1:])
-    if array.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if not array.size:  # an empty list is of floats
-        return array.astype(np.bool_ if kinds == "b" else np.int64)
-    if array.dtype.kind not in kinds:
-        wanted = {"b": "bool", "iu": "integers", "fiu": "numbers"}[kinds]
-        raise ValueError(f"{name} must hold {wanted}, got dtype {array.dtype}")
-    return array
+        logit: Floats = np.log(confidence / (1 - confidence))
+    np.maximum(logit, -LOGIT_LIMIT, out=logit)
+    return np.minimum(logit, LOGIT_LIMIT, out=logit)

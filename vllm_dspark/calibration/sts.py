@@ -141,3 +141,18 @@ def _checked(
     if (accepted > verified).any():
         raise ValueError("accepted must not exceed verified")
     return _odds(confidence.astype(np.float64)), accepted, verified
+
+
+def checked_temperatures(temperatures: npt.ArrayLike, gamma: int) -> npt.NDArray[np.float64]:
+    """A copy of them, float64 [γ].
+
+    Raises:
+        ValueError: they are not [γ], or not in 0.1..10.
+    """
+    temperatures = checks.positives("temperatures", temperatures, "[γ]")
+    if temperatures.shape != (gamma,):
+        raise ValueError(f"temperatures must have shape [γ] = ({gamma},), got {temperatures.shape}")
+    # Both ends are reached by exp(log(end)), which may round outwards.
+    if temperatures.min() < LOWEST * 0.999 or temperatures.max() > HIGHEST * 1.001:
+        raise ValueError(f"temperatures must lie in {LOWEST:g} to {HIGHEST:g}, got {temperatures}")
+    return temperatures.copy()

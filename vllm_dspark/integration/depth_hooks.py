@@ -7,7 +7,7 @@ from typing import Any
 from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.step_clock import DeviceClock, HostClock
 from vllm_dspark.integration.step_meter import StepMeter
-from vllm_dspark.integration.step_report import Startup, attach_report, take_plan
+from vllm_dspark.integration.step_report import EVERY, Startup, attach_report, take_plan
 
 
 class DepthHooks:
@@ -51,7 +51,7 @@ def make_meter(runner: Any) -> StepMeter:
     profile = costs.model.to_json({}) if costs is not None and costs.profiled else None
     clock = DeviceClock() if runner.device.type == "cuda" else HostClock()
     startup = Startup(depths=_full_speed_depths(runner), costs=profile)
-    return StepMeter(runner.num_speculative_steps, manager, clock, startup)
+    return StepMeter(runner.num_speculative_steps, manager, clock, startup, every=EVERY)
 
 
 def _full_speed_depths(runner: Any) -> tuple[int, ...]:

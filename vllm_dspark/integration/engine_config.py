@@ -10,6 +10,7 @@ from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.drafter_config import read_spec
+from vllm_dspark.integration.seams import open_front_end_seams
 from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.plan import Plan, make_plan, settle
 
@@ -70,6 +71,7 @@ def _take_place(vllm_config: Any) -> bool:
             calibration = "online alone"
             logger.warning("vllm-dspark: %s", found.why)
     parallel.worker_cls = _WORKERS[parallel.worker_cls]
+    open_front_end_seams()
     described = describe(vllm_config, config, spec, plan, depth, calibration)
     logger.info("vllm-dspark %s: %s", __version__, described)
     return True

@@ -29,6 +29,7 @@ class KvRoom:
         self._lookahead = lookahead
         self._pool = scheduler.kv_cache_manager.block_pool
         self._groups = scheduler.kv_cache_manager.coordinator.single_type_managers
+        self._asked, self._most = (0, 0), 0  # running requests and depth, and blocks that they take
 
     def fitting_depth(self, depths: Sequence[int]) -> int:
         """The deepest depth that no running request has to be preempted for.
@@ -53,15 +54,19 @@ class KvRoom:
 
     def _plenty(self, depth: int) -> bool:
         """Whether it is not worth counting."""
-        scheduler = self._scheduler
-        each = 1 + scheduler.num_spec_tokens + self._lookahead(depth)
-        budget = scheduler.max_num_scheduled_tokens
-        most = sum(
-            len(scheduler.running) * (1 + cdiv(each, group.block_size))
-            + cdiv(budget, group.block_size)
+        running = len(self._scheduler.running)
+        if self._asked != (running, depth):
+            self._asked, self._most = (running, depth), self._blocks(running, depth)
+        return self._most <= self._pool.get_num_free_blocks()
+
+    def _blocks(self, running: int, depth: int) -> int:
+        """Blocks that so many requests take at most in a step."""
+        each = 1 + self._scheduler.num_spec_tokens + self._lookahead(depth)
+        budget = self._scheduler.max_num_scheduled_tokens
+        return sum(
+            running * (1 + cdiv(each, group.block_size)) + cdiv(budget, group.block_size)
             for group in self._groups
         )
-        return most <= self._pool.get_num_free_blocks()
 
     def _missing(self, depth: int) -> int:
         """Blocks that running requests need beyond those that are free."""

@@ -1,16 +1,18 @@
 """All patches of this package, in the order in which they come into play.
 
-Three groups. The *interpreter* seams belong to running without a GPU (`vllm_dspark.cpu`), with or
+Four groups. The *interpreter* seams belong to running without a GPU (`vllm_dspark.cpu`), with or
 without DSpark; they are put in place when the plugin loads in a process that asked for it, and
 in no other. The *request* seams are put in place when the plugin loads: they are how a request
-for DSpark reaches us at all, and they hand everything else on unchanged. The *engine* seams
-are put in place in a worker process, and only when its engine was asked for DSpark.
+for DSpark reaches us at all, and they hand everything else on unchanged. The *front-end* seams are
+put in place where a configuration that asks for DSpark is finished, the *engine* seams in a worker
+process, and only when its engine was asked for DSpark.
 """
 
 from __future__ import annotations
 
 from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_speculative_config
 from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
+from vllm_dspark.integration.front_end import wrap_client_init
 from vllm_dspark.integration.interpreter import wrap_apply_top_k_top_p_triton
 from vllm_dspark.integration.patching import Patch
 from vllm_dspark.integration.runner import (
@@ -69,6 +71,24 @@ REQUEST_SEAMS = (
     ),
 )
 
+FRONT_END_SEAMS = (
+    Patch(
+        target="vllm.v1.engine.core_client:MPClient.__init__",
+        reason="the front end reads our stats of the scheduler, for /metrics",
+        upstream="a field for plugins in SchedulerStats",
+        parameters=(
+            "self",
+            "asyncio_mode",
+            "vllm_config",
+            "executor_class",
+            "log_stats",
+            "client_addresses",
+            "renderer",
+        ),
+        wrap=wrap_client_init,
+    ),
+)
+
 ENGINE_SEAMS = (
     Patch(
         target="vllm.v1.worker.gpu.model_runner:init_speculator",
@@ -102,4 +122,4 @@ INTERPRETER_SEAMS = (
     ),
 )
 
-LEDGER = REQUEST_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS
+LEDGER = REQUEST_SEAMS + FRONT_END_SEAMS + ENGINE_SEAMS + INTERPRETER_SEAMS

@@ -20,6 +20,7 @@ reserves for its own depth.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -27,6 +28,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.kv_room import KvRoom
+from vllm_dspark.integration.speculation_counts import SpeculationCounts
+from vllm_dspark.integration.speculation_stats import with_speculation
 from vllm_dspark.integration.step_report import (
     StepPlan,
     StepReport,
@@ -36,6 +39,8 @@ from vllm_dspark.integration.step_report import (
 )
 from vllm_dspark.scheduler.controller import DepthController
 from vllm_dspark.scheduler.running_survival import outcomes
+
+_COUNT_EVERY = 16  # steps
 
 
 class DepthScheduling:
@@ -65,6 +70,9 @@ class DepthScheduling:
         self._room = KvRoom(self, plan.lookahead)
         self._learned: list[TimedStep] = []  # steps that the next plan hands on
         self._ranked = False  # a worker says what survives
+        self._counted = 0, 0  # running requests, and their tokens
+        self._uncounted = 0  # steps since then
+        self._counts = SpeculationCounts(self.controller)
         if plan.fixed is not None:
             self._follow([plan.fixed])
 
@@ -72,8 +80,9 @@ class DepthScheduling:
         """Choose the depth, then schedule for it; see vLLM's."""
         self._choose()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's, mixed in after
-        attach_plan(output, StepPlan(tuple(self._learned)))
+        attach_plan(output, StepPlan(tuple(self._learned), self.controller.cost))
         self._learned.clear()
+        self._counts.scheduled(output.num_spec_tokens_to_schedule)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -86,6 +95,15 @@ class DepthScheduling:
             scheduler_output, model_runner_output
         )
 
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """With what we decided; see vLLM's."""
+        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]  # vLLM's, mixed in after
+        if stats is None:
+            return None
+        drafted = stats.spec_decoding_stats
+        accepted = drafted.num_accepted_tokens if drafted is not None else 0
+        return with_speculation(stats, self._counts.take(accepted))
+
     def _choose(self) -> None:
         """Set what vLLM reads while it schedules."""
         if self.dynamic_sd_lookup is None:
@@ -94,13 +112,23 @@ class DepthScheduling:
         chosen = self.controller.choose(
             requests=running,
             waiting=waiting,
-            context_tokens=sum(request.num_computed_tokens for request in self.running),
+            context_tokens=self._context(),
             free_kv_fraction=1.0 - self.kv_cache_manager.usage,
         )
         shallower = (depth for depth in self._depths if depth < chosen)
         depth = self._room.fitting_depth([chosen, *shallower])
         self.dynamic_sd_lookup.depth = depth
         self.num_lookahead_tokens = self._plan.lookahead(depth)
+
+    def _context(self) -> int:
+        """Tokens computed of all running requests, at most some steps ago: in sum they change
+        little as long as the requests are as many."""
+        running = len(self.running)
+        self._uncounted += 1
+        if self._counted[0] != running or self._uncounted >= _COUNT_EVERY:
+            tokens = sum(map(attrgetter("num_computed_tokens"), self.running))
+            self._counted, self._uncounted = (running, tokens), 0
+        return self._counted[1]
 
     def _follow(self, depths: list[int]) -> None:
         """From now on vLLM asks us for the depth of each step."""
@@ -116,6 +144,7 @@ class DepthScheduling:
         for step in report.steps:
             if controller.observe_step(step[:5], step.ms, step.usual):
                 self._learned.append(step)
+        self._counts.reported(report)
         if report.survival:
             self._ranked = True
             controller.observe_survival(report.survival, report.age)

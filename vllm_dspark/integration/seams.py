@@ -13,6 +13,15 @@ def open_request_seams() -> None:
         patch.apply()
 
 
+def open_front_end_seams() -> None:
+    """Where a configuration that asks for DSpark is finished, before the engine's client is made.
+    Idempotent."""
+    from vllm_dspark.integration.ledger import FRONT_END_SEAMS
+
+    for patch in FRONT_END_SEAMS:
+        patch.apply()
+
+
 def open_engine_seams() -> None:
     """In a worker whose engine was asked for DSpark: put our parts in. Idempotent."""
     from vllm_dspark.integration.ledger import ENGINE_SEAMS

@@ -6,14 +6,19 @@ that vLLM pickles as they are, so an attribute of our own goes with them; a few 
 
 Clocks differ between ranks, and ranks must decide alike. So no rank learns from a clock of its own:
 measured times go up with the report and come back with the plan, the same for all, in one order.
+A worker in the scheduler's own process need not learn twice: the plan hands it the model itself,
+which what is sent to other processes leaves out.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from vllm_dspark.scheduler.cost_model import StepShape
+from vllm_dspark.scheduler.cost_model import CostModel, StepShape
 
+# Learning takes the host as long for one step as for several: it is done for as many at once, and
+# a number of drafts that was chosen stands that long where it has stopped changing.
+EVERY = 8  # steps
 _REPORT = "dspark_report"
 _PLAN = "dspark_plan"
 
@@ -28,19 +33,6 @@ class TimedStep(NamedTuple):
     depth: int
     ms: float
     usual: bool  # it ran in the way that steps of its size were profiled
-
-    @classmethod
-    def of(cls, shape: StepShape, ms: float, usual: bool) -> TimedStep:
-        """From its parts."""
-        return cls(
-            shape.tokens,
-            shape.requests,
-            shape.context_tokens,
-            shape.logits_rows,
-            shape.depth,
-            ms,
-            usual,
-        )
 
     @property
     def shape(self) -> StepShape:
@@ -66,12 +58,20 @@ class StepReport(NamedTuple):
     survival: tuple[float, ...] = ()  # [γ], see RunningSurvival
     age: tuple[float, ...] = ()  # [γ], steps
     startup: Startup | None = None
+    # Of this step: requests with drafts, drafts that were scheduled, and that are verified.
+    drafts: tuple[int, ...] = ()
+    # Expected calibration error by regime of OnlineCalibrator; None where nothing is remembered.
+    calibration: tuple[float | None, ...] = ()
 
 
 class StepPlan(NamedTuple):
     """To the workers. The depth is not in it: it is vLLM's `num_spec_tokens_to_schedule`."""
 
     steps: tuple[TimedStep, ...] = ()  # to learn costs from, on every rank
+    model: CostModel | None = None  # that learned from them already; None in another process
+
+    def __reduce__(self) -> tuple[type[StepPlan], tuple[tuple[TimedStep, ...]]]:
+        return StepPlan, (self.steps,)
 
 
 def attach_report(output: Any, report: StepReport) -> None:

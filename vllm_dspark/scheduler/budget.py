@@ -70,7 +70,7 @@ def allocate(
         ValueError: an argument, which it names, is outside of what is said above, empty or NaN.
     """
     survival, draft_lengths = _checked(survival, draft_lengths)
-    return _allocate(survival, draft_lengths, checks.whole("budget", budget, least=0))
+    return share_out(survival, draft_lengths, checks.whole("budget", budget, least=0))
 
 
 def early_stop_lengths(
@@ -96,7 +96,7 @@ def early_stop_lengths(
     survival, draft_lengths = _checked(survival, draft_lengths)
     rate = _rates(_candidates(survival, draft_lengths), step_ms, emitted_without_drafts)
     stops = np.flatnonzero(rate[1:] <= rate[:-1])
-    return _allocate(survival, draft_lengths, int(stops[0]) if stops.size else rate.size - 1)
+    return share_out(survival, draft_lengths, int(stops[0]) if stops.size else rate.size - 1)
 
 
 def _checked(
@@ -146,9 +146,10 @@ def _rates(
     return emitted / costs[: emitted.size]
 
 
-def _allocate(
+def share_out(
     survival: npt.NDArray[Any], draft_lengths: npt.NDArray[np.int64], budget: int
 ) -> npt.NDArray[np.int64]:
+    """`allocate` where arguments need no check: arrays, survival in float32 or float64."""
     total = int(draft_lengths.sum())
     if budget >= total:
         return draft_lengths.copy()

@@ -86,7 +86,7 @@ class DepthController:
 
         Args:
             shape: fields of its StepShape.
-            ms: from the launch of the target to the end of drafting.
+            ms: from the end of the step before to the end of this one.
             usual: it ran in the way that its size was profiled.
 
         Returns:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_dspark.scheduler.correction import Correction
+from vllm_dspark.scheduler.host_floor import HostFloor, Longer
 from vllm_dspark.scheduler.monotone import Floats
 from vllm_dspark.scheduler.step_times import StepShape, StepTimes
 
@@ -17,6 +18,7 @@ Counts = npt.NDArray[np.int64]
 # Time to read the K/V of a token of context, as a share of the smallest step: in an 8B model
 # that is 147 kB to 16.4 GB of weights.
 USUAL_CONTEXT = 1e-5
+STALE = 0.01  # relative, that tables may be off what was learned before they are made anew
 
 
 class Parts(NamedTuple):
@@ -33,6 +35,10 @@ class CorrectedTimes:
 
     Args:
         profile: what the factors are put onto.
+
+    Attributes:
+        correction: of the device's times.
+        floor: under the steps that draft.
     """
 
     def __init__(self, profile: StepTimes) -> None:
@@ -44,6 +50,9 @@ class CorrectedTimes:
         least = -profile.rates.context_ms / self._context_unit
         self.correction = Correction(profile.gamma, least, profile.doubt)
         self._most_requests = profile.draft_table.shape[1] - 1
+        self.floor = HostFloor(
+            float(profile.verify.values[0] + profile.draft_table[1, 1]) + profile.rates.request_ms
+        )
         self._apply()
 
     def _apply(self) -> None:
@@ -55,13 +64,22 @@ class CorrectedTimes:
         by_depth = np.exp(correction.depth)
         self._draft_table = np.maximum.accumulate(profile.draft_table * by_depth[:, None], axis=0)
         self._draft_slope = np.maximum.accumulate(profile.draft_slope * by_depth)
+        # Of every size that graphs are captured for, at hand.
+        self._table = profile.verify.read(np.arange(profile.verify.limit + 1), self._verify_values)
         self._whole = math.exp(correction.whole)
+        self._applied = correction.parts.copy()
 
     def verify_ms(self, tokens: Counts, requests: Counts, context: Counts, rows: Counts) -> Floats:
         """The target's part, float64, ms."""
         rates = self.profile.rates
         linear = self._context_ms * context + rates.logits_ms * rows + rates.request_ms * requests
-        return self._whole * (self.profile.verify.read(tokens, self._verify_values) + linear)
+        return self._whole * (self._table_ms(tokens) + linear)
+
+    def _table_ms(self, tokens: Counts) -> Floats:
+        """The target's table, before `whole`."""
+        if tokens.size and tokens.max() < self._table.size:
+            return self._table[tokens]
+        return self.profile.verify.read(tokens, self._verify_values)
 
     def draft_ms(self, requests: Counts, depth: Counts, context: Counts, rows: Counts) -> Floats:
         """The drafter's part, float64, ms."""
@@ -69,43 +87,78 @@ class CorrectedTimes:
         linear = rates.row_ms * rows + rates.draft_context_ms * context * (depth > 0)
         return self._whole * (self._block_ms(requests, depth) + linear)
 
+    def device_ms(
+        self, tokens: Counts, requests: Counts, context: Counts, rows: Counts, depth: Counts
+    ) -> Floats:
+        """Both parts, float64, ms."""
+        return self.verify_ms(tokens, requests, context, rows) + self.draft_ms(
+            requests, depth, context, tokens
+        )
+
     def _block_ms(self, requests: Any, depth: Any) -> Any:
         """The draft table of each depth, before `whole`."""
-        beyond = np.maximum(requests - self._most_requests, 0)
-        table = self._draft_table[depth, np.minimum(requests, self._most_requests)]
-        return table + self._draft_slope[depth] * beyond
+        within = np.minimum(requests, self._most_requests)
+        return self._draft_table[depth, within] + self._draft_slope[depth] * (requests - within)
 
     def parts(self, shape: StepShape) -> Parts:
         """The prediction of one step, by parts."""
-        rates, tokens = self.profile.rates, np.asarray(shape.tokens)
+        rates = self.profile.rates
         rest = rates.logits_ms * shape.logits_rows + rates.request_ms * shape.requests
         rest += self._context_ms * shape.context_tokens
         draft_rest = rates.row_ms * shape.tokens
         if shape.depth:
             draft_rest += rates.draft_context_ms * shape.context_tokens
-        parts = (
-            float(self.profile.verify.read(tokens, self._verify_values)),
-            rest,
-            float(self._block_ms(shape.requests, shape.depth)),
-            draft_rest,
-        )
-        return Parts(*(self._whole * part for part in parts))
+        table = float(self._table_ms(np.asarray(shape.tokens)))
+        block, whole = float(self._block_ms(shape.requests, shape.depth)), self._whole
+        return Parts(whole * table, whole * rest, whole * block, whole * draft_rest)
 
-    def learn(self, shape: StepShape, measured_ms: float, parts: Parts) -> None:
+    def floor_ms(self, requests: Any, depth: Any) -> Any:
+        """What the host takes to launch the step, float64, ms."""
+        return self.floor.ms(requests) * (depth > 0)
+
+    def learn(self, shape: StepShape, measured_ms: float, parts: Parts, whole: bool = True) -> bool:
         """Correct by what these parts together were measured to take; nothing to learn from
-        parts that are predicted to take no time."""
+        parts that are predicted to take no time.
+
+        Args:
+            shape, parts: of the step.
+            measured_ms: what they took.
+            whole: that is the time of the whole step, the host's part in it included.
+
+        Returns:
+            Whether it was believed.
+        """
         total = sum(parts)
         if total <= 0:
-            return
+            return False
+        correction, floor = self.correction, self.floor
         verifies = parts.table > 0
         unit_ms = self._whole * self._context_unit * shape.context_tokens * verifies
-        taught = self.correction.observe(
-            math.log(measured_ms / total),
-            int(self.profile.verify.padded(np.asarray(shape.tokens))),
-            shape.depth,
-            parts.table / total,
-            unit_ms / total,
-            parts.draft / total,
+        padded = int(self.profile.verify.padded(np.asarray(shape.tokens)))
+        shares = correction.shares(
+            padded, shape.depth, parts.table / total, unit_ms / total, parts.draft / total
         )
-        if taught:
+        log_ratio = math.log(measured_ms / total)
+        log_ratio -= float(shares[1:] @ (correction.parts - self._applied))
+        kind = padded.bit_length() // 2, shape.depth, verifies
+        longer: Longer | None = "device"
+        if not shape.depth:
+            floor.rest()
+        elif whole:
+            regimes = floor.regimes
+            spread = math.sqrt(correction.variance(shares) + correction.gate.noise**2)
+            longer = floor.observe(shape.requests, measured_ms, log_ratio, spread)
+            if longer == "floor":
+                if floor.regimes > regimes:
+                    correction.gate.clear(kind)
+                    correction.doubt_whole()  # it may have been the device after all
+                return True
+        regimes = correction.gate.regimes
+        if not correction.learn(log_ratio, shares, kind, doubtful=longer is None):
+            return False
+        if correction.gate.regimes > regimes:
+            floor.forget()
+        self._whole = math.exp(correction.whole)
+        if np.abs(correction.parts - self._applied).max() > STALE:
             self._apply()
+        return True

@@ -12,32 +12,25 @@ A measured time says one thing about their sum, weighted by what each part's sha
 is. A Kalman filter on log(measured / predicted) shares it out by how unsure each of them is: a
 change that every step sees ends up in `whole`, one that only some sizes see in those. All but
 `whole` drift back to 0, so what is not seen for long returns to the profile, and neighbours
-move together, so that a size learns from the next.
-
-A time that lies outside of what noise and doubt explain teaches nothing: pauses, compilation,
-a prefill that was taken for a decode step. When such times outweigh the others by a dozen, of
-all steps or of those of a size and depth, they are the new regime: all doubt is restored, and
-the filter settles anew. Thresholds are in observed steps, since nothing here reads a clock.
+move together, so that a size learns from the next. What to learn from is told by `gate`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import math
 
 import numpy as np
 
+from vllm_dspark.scheduler.gate import Gate
 from vllm_dspark.scheduler.monotone import Floats
 
 NODE_LOGS = np.arange(0.0, 15.0, 2.0)  # log2 of 1, 4, …, 16384 tokens
-# Standard deviations before anything is seen.
-WHOLE, TOKENS, DEPTH, CONTEXT = 0.7, 0.15, 0.3, 0.5
+# Standard deviations before anything is seen, of a measured profile.
+WHOLE, TOKENS, DEPTH, CONTEXT = 0.4, 0.04, 0.3, 0.5
 NEIGHBOUR = 0.5  # correlation of neighbouring sizes and depths
 RETURN_STEPS = 5000.0  # time constant of the return to the profile
+RETURN_EVERY = 8  # observed steps: it is slow, and need not be done in each
 WHOLE_DRIFT = 0.004  # standard deviation of the change of `whole` in a step
-NOISE_FIRST, NOISE_LEAST = 0.05, 0.01  # relative, of a measured time
-NOISE_WINDOW = 64  # accepted times that the noise is the median of
-GATE = 4.0  # standard deviations that noise and doubt explain
-REGIME_STEPS = 12
 LIMIT = 1.5  # of a part's logarithm: factors of 0.22 to 4.5
 WHOLE_LIMIT = 20.0
 CONTEXT_LIMIT = 100.0  # units
@@ -68,25 +61,31 @@ class Correction:
         prior[self._context, self._context] = CONTEXT**2
         prior[self._tokens, self._tokens] = TOKENS**2 * _neighbours(nodes)
         prior[self._depth, self._depth] = DEPTH**2 * _neighbours(gamma + 1)
-        prior *= doubt**2
         prior[0, 0] = WHOLE**2
-        self._prior, self._doubt = prior, prior.copy()
-        self._keep = np.full(size, 1 - 1 / RETURN_STEPS)
-        self._keep[0] = 1.0
+        self._prior = prior * doubt**2
+        self._doubt = self._prior.copy()
+        keep = np.full(size, (1 - 1 / RETURN_STEPS) ** RETURN_EVERY)
+        keep[0] = 1.0
+        self._keep, self._keep_doubt = keep, np.outer(keep, keep)
         # What the return takes from the doubt, the drift gives back: unseen, it stays the prior.
-        self._drift = prior * (1 - np.outer(self._keep, self._keep))
-        self._drift[0, 0] = WHOLE_DRIFT**2
+        self._drift = self._prior * (1 - self._keep_doubt)
+        self._drift[0, 0] = RETURN_EVERY * WHOLE_DRIFT**2
         self._state = np.zeros(size)
         self._most = np.full(size, LIMIT * doubt)
         self._most[0], self._most[self._context] = WHOLE_LIMIT, CONTEXT_LIMIT
         self._least = -self._most
         self._least[self._context] = least_context
-        self._noise: deque[float] = deque([NOISE_FIRST] * NOISE_WINDOW, maxlen=NOISE_WINDOW)
-        self._refused: defaultdict[tuple[int, ...], list[float]] = defaultdict(list)
+        self._observed = 0
+        self.gate = Gate()
 
     @property
     def whole(self) -> float:
         return float(self._state[0])
+
+    @property
+    def parts(self) -> Floats:
+        """float64 [all but `whole`]."""
+        return self._state[1:]
 
     @property
     def tokens(self) -> Floats:
@@ -104,70 +103,77 @@ class Correction:
         """float64, logarithms of the table's factor at these sizes, at least 1 token."""
         return np.interp(np.log2(tokens), NODE_LOGS, self.tokens)
 
-    def observe(
+    def shares(
         self,
-        log_ratio: float,
         tokens: int,
         depth: int,
         table_share: float,
         context_share: float,
         draft_share: float,
-    ) -> bool:
-        """Learn from one measured time.
+    ) -> Floats:
+        """How the logarithm of a step's time goes with every correction.
 
         Args:
-            log_ratio: log(measured / predicted), with this correction in the prediction.
             tokens: through the target, after padding.
             depth: drafted, 0..γ.
             table_share, draft_share: of the prediction, in [0, 1].
             context_share: of the prediction, what one unit makes up.
 
         Returns:
-            Whether it taught anything.
+            float64 [all], for `variance` and `learn`.
         """
-        place = float(np.log2(max(tokens, 1)))
         shares = np.zeros(self._state.size)
         shares[0] = 1.0
-        shares[self._tokens] = table_share * _between(place)
+        place = min(math.log2(max(tokens, 1)) / 2, NODE_LOGS.size - 1.0)
+        node = min(int(place), NODE_LOGS.size - 2)
+        shares[1 + node] = table_share * (node + 1 - place)
+        shares[2 + node] = table_share * (place - node)
         shares[self._context] = context_share
         shares[self._depth.start + depth] = draft_share
-        self._state *= self._keep
-        self._doubt *= np.outer(self._keep, self._keep)
-        self._doubt += self._drift
-        kinds = [self._refused[kind] for kind in ((round(place / 2), depth, table_share > 0), ())]
-        noise = self._noise_level()
-        if log_ratio**2 > GATE**2 * (float(shares @ self._doubt @ shares) + noise**2):
-            for refused in kinds:
-                refused.append(log_ratio)
-            regime = max(kinds, key=len)
-            if len(regime) < REGIME_STEPS:
-                return False
-            log_ratio = float(np.median(regime))
-            self._doubt = self._prior.copy()
-            self._noise.extend([NOISE_FIRST] * NOISE_WINDOW)
-            self._refused.clear()
-        else:
-            for refused in kinds:
-                del refused[:1]
-            self._noise.append(abs(log_ratio))
-        gain = self._doubt @ shares
-        variance = float(shares @ gain) + noise**2
-        gain /= variance
-        self._state += gain * log_ratio
-        np.clip(self._state, self._least, self._most, out=self._state)
-        self._doubt -= np.outer(gain, gain) * variance
-        return True
+        return shares
 
-    def _noise_level(self) -> float:
-        """Relative standard deviation of a measured time; the median shrugs outliers off."""
-        return max(1.4826 * float(np.median(self._noise)), NOISE_LEAST)
+    def variance(self, shares: Floats) -> float:
+        """Of the logarithm of a step's predicted time."""
+        return float(shares @ (self._doubt @ shares))
+
+    def doubt_whole(self) -> None:
+        """The step as a whole may take another time by now."""
+        self._doubt[0, 0] += self._prior[0, 0]
+
+    def learn(
+        self, log_ratio: float, shares: Floats, kind: tuple[int, ...], doubtful: bool = False
+    ) -> bool:
+        """Learn from one measured time.
+
+        Args:
+            log_ratio: log(measured / predicted), with this correction in the prediction.
+            shares: see `shares`.
+            kind: steps of a kind may change their time together; see `Gate`.
+            doubtful: it teaches nothing unless it is a new regime's.
+
+        Returns:
+            Whether it taught anything.
+        """
+        self._observed += 1
+        if self._observed % RETURN_EVERY == 0:
+            self._state *= self._keep
+            self._doubt *= self._keep_doubt
+            self._doubt += self._drift
+        gain = self._doubt @ shares
+        verdict = self.gate.judge(log_ratio, float(shares @ gain), kind, doubtful)
+        if verdict is None:
+            return False
+        if verdict.anew:
+            self._doubt = self._prior.copy()
+            gain = self._doubt @ shares
+        variance = float(shares @ gain) + self.gate.noise**2
+        self._state += gain * (verdict.log_ratio / variance)
+        np.maximum(self._state, self._least, out=self._state)
+        np.minimum(self._state, self._most, out=self._state)
+        self._doubt -= gain[:, None] * (gain / variance)
+        return True
 
 
 def _neighbours(count: int) -> Floats:
     index = np.arange(count)
     return NEIGHBOUR ** np.abs(index[:, None] - index).astype(np.float64)
-
-
-def _between(place: float) -> Floats:
-    """float64 [8], weights of linear interpolation at one place on `NODE_LOGS`."""
-    return np.maximum(0.0, 1 - np.abs(min(place, NODE_LOGS[-1]) - NODE_LOGS) / 2)

@@ -5,6 +5,7 @@ that were learned:
 
     verify = whole · (token factor · table(tokens) + (context_ms + learned) · context + …)
     draft  = whole · (depth factor · table of depth(requests) + …)
+    step   = verify + draft, or what the host takes to launch a step that drafts, if that is more
 
 A prediction never falls as tokens, requests, context, logits rows or depth grow, corrected or
 not.
@@ -12,7 +13,6 @@ not.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,15 @@ import numpy.typing as npt
 from vllm_dspark import checks
 from vllm_dspark.scheduler.corrected import CorrectedTimes, Counts, Parts
 from vllm_dspark.scheduler.monotone import Floats
+from vllm_dspark.scheduler.profile_text import from_text, to_text
 from vllm_dspark.scheduler.roofline import roofline
 from vllm_dspark.scheduler.step_times import StepSample, StepShape, StepTimes, captured_sizes
 
 __all__ = ["CostModel", "StepSample", "StepShape"]
 
-FORMAT = 1
 ERROR_WINDOW = 256  # predictions
+HOPE = 0.15  # part that steps may take less than predicted
+LEAST = 1 / 3  # share of the predicted time that steps without drafts may take
 
 
 class CostModel:
@@ -40,6 +42,10 @@ class CostModel:
             tokens get a rate of their own only if the profile holds two context lengths.
         capture_sizes: tokens of captured graphs, in any order; empty where nothing is padded.
         gamma: γ, drafts of a full block, at least 1.
+
+    Attributes:
+        timed: observed steps that could teach something, of each depth 0..γ.
+        refused: those of them that were too far off to be believed.
 
     Raises:
         ValueError: an argument, which it names, is outside of that, or no sample drafts.
@@ -52,7 +58,8 @@ class CostModel:
         self._start(StepTimes.fit(samples, captured_sizes(capture_sizes), gamma))
 
     def _start(self, profile: StepTimes) -> None:
-        self._times = CorrectedTimes(profile)
+        self._times, self._profiled = CorrectedTimes(profile), CorrectedTimes(profile)
+        self.timed, self.refused = [0] * (profile.gamma + 1), [0] * (profile.gamma + 1)
         self._errors: deque[float] = deque(maxlen=ERROR_WINDOW)
 
     @classmethod
@@ -85,6 +92,11 @@ class CostModel:
         """Median absolute error, percent of the measured time, of the last 256 predictions made
         before their observation; NaN before the first."""
         return float(np.median(self._errors)) if self._errors else math.nan
+
+    @property
+    def regimes(self) -> int:
+        """How often measured times became others for good, which put in doubt what was learned."""
+        return self._times.correction.gate.regimes + self._times.floor.regimes
 
     def verify_ms(
         self,
@@ -145,10 +157,48 @@ class CostModel:
         logits_rows: npt.ArrayLike,
         depth: npt.ArrayLike,
     ) -> Floats:
-        """The whole step: `verify_ms` plus `draft_ms`, whose arguments these are."""
-        return self.verify_ms(tokens, requests, context_tokens, logits_rows) + self.draft_ms(
-            requests, depth, context_tokens, tokens
+        """The whole step: `verify_ms` plus `draft_ms`, whose arguments these are, or what the host
+        takes to launch it, if that is more."""
+        tokens, requests = _counts("tokens", tokens), _counts("requests", requests)
+        depth = _counts("depth", depth, self.gamma)
+        device_ms = self._times.device_ms(
+            tokens,
+            requests,
+            _counts("context_tokens", context_tokens),
+            _counts("logits_rows", logits_rows),
+            depth,
         )
+        return np.maximum(device_ms, self._times.floor_ms(requests, depth))
+
+    def steady_ms(self, requests: Counts, context_tokens: Counts, depths: Counts) -> Floats:
+        """`step_ms` of steps that verify as many drafts of each request as they draft.
+
+        Args:
+            requests, context_tokens, depths: int64 that broadcast, at least 0, depths ≤ γ; not
+                checked, for every step asks.
+
+        Returns:
+            float64 of the broadcast shape, ms.
+        """
+        tokens = requests * (1 + depths)
+        device_ms = self._times.device_ms(tokens, requests, context_tokens, tokens, depths)
+        return np.maximum(device_ms, self._times.floor_ms(requests, depths))
+
+    def hoped_ms(self, requests: Counts, context_tokens: Counts, depths: Counts) -> Floats:
+        """The least that steps may take which nobody has seen for long; as `steady_ms`.
+
+        It is a part less than predicted, the host's even as little as its doubt leaves open.
+        Where nothing is drafted, all that was learned may have been the host's doing: the device
+        takes what was profiled, if that is not below a third of what is predicted.
+        """
+        tokens = requests * (1 + depths)
+        step = tokens, requests, context_tokens, tokens, depths
+        device_ms, profiled_ms = self._times.device_ms(*step), self._profiled.device_ms(*step)
+        least_ms = (1 - HOPE) * device_ms
+        idle_ms = np.minimum(least_ms, np.maximum(profiled_ms, LEAST * device_ms))
+        floor_ms = (1 - HOPE) * self._times.floor_ms(requests, depths)
+        floor_ms *= np.exp(-2 * self._times.floor.doubt(requests))
+        return np.maximum(np.where(depths > 0, least_ms, idle_ms), floor_ms)
 
     def budget_curve(
         self,
@@ -190,8 +240,8 @@ class CostModel:
 
         Args:
             shape: of the step; depth ≤ γ.
-            measured_ms: from the start of the target's forward pass to the end of drafting,
-                positive and finite.
+            measured_ms: from the end of the step before to the end of this one, so that what the
+                host takes in between counts; positive and finite.
             graph: whether the step ran in the way that was profiled for its size. False teaches
                 nothing and counts in no error: prefill, compilation, an eager fallback.
             draft_ms: the drafter's part of `measured_ms`, where it was measured apart.
@@ -199,20 +249,25 @@ class CostModel:
         Raises:
             ValueError: an argument, which it names, is outside of that.
         """
-        checks.positives("measured_ms", [measured_ms], "a number of ms")
+        if type(measured_ms) is not float or not 0 < measured_ms < math.inf:
+            checks.positives("measured_ms", [measured_ms], "a number of ms")
         if shape.depth > self.gamma:
             raise ValueError(f"depth must lie in 0..{self.gamma}, got {shape.depth}")
         if draft_ms is not None and not 0 <= draft_ms < measured_ms:
             raise ValueError(f"draft_ms must lie in 0..measured_ms, got {draft_ms}")
         if not graph:
             return
+        self.timed[shape.depth] += 1
         parts = self._times.parts(shape)
-        self._errors.append(100 * abs(sum(parts) / measured_ms - 1))
+        predicted_ms = max(sum(parts), self._times.floor_ms(shape.requests, shape.depth))
+        self._errors.append(100 * abs(predicted_ms / measured_ms - 1))
         if not draft_ms:
-            self._times.learn(shape, measured_ms, parts)
+            self.refused[shape.depth] += not self._times.learn(shape, measured_ms, parts)
             return
-        self._times.learn(shape, measured_ms - draft_ms, parts._replace(draft=0.0, draft_rest=0.0))
-        self._times.learn(shape, draft_ms, Parts(0.0, 0.0, parts.draft, parts.draft_rest))
+        verify = parts._replace(draft=0.0, draft_rest=0.0)
+        draft = Parts(0.0, 0.0, parts.draft, parts.draft_rest)
+        self._times.learn(shape, measured_ms - draft_ms, verify, whole=False)
+        self._times.learn(shape, draft_ms, draft, whole=False)
 
     def to_json(self, key: Mapping[str, str]) -> str:
         """The profile, for a cache. What was learned since belongs to the run and is left out.
@@ -220,8 +275,7 @@ class CostModel:
         Args:
             key: what the profile holds for: model, GPU, vLLM, configuration.
         """
-        profile = self._times.profile.to_dict()
-        return json.dumps({"format": FORMAT, "key": dict(key), "profile": profile})
+        return to_text(self._times.profile, key)
 
     @classmethod
     def from_json(cls, text: str, key: Mapping[str, str]) -> CostModel:
@@ -230,20 +284,7 @@ class CostModel:
         Raises:
             ValueError: it is no such text, or of another format or key; it says which.
         """
-        try:
-            data = json.loads(text)
-            found, found_key = data["format"], dict(data["key"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"text is no cost model: {error!r}") from None
-        if found != FORMAT:
-            raise ValueError(f"text has format {found!r}, needed is {FORMAT}: profile again")
-        for name in sorted({*found_key, *key}):
-            if found_key.get(name) != key.get(name):
-                raise ValueError(
-                    f"text has {name!r} {found_key.get(name)!r} in its key, needed is "
-                    f"{key.get(name)!r}: profile again"
-                )
-        return cls._of(StepTimes.from_dict(data.get("profile")))
+        return cls._of(from_text(text, key))
 
 
 def _counts(name: str, values: npt.ArrayLike, most: int | None = None) -> Counts:

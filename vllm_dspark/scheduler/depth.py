@@ -16,7 +16,7 @@ Which Θ is taken, and when the choice may change:
   largest depth allowed shrinks from γ to 0, so that speculation never causes a preemption.
 * *Hysteresis.* See `Hysteresis`. A depth that is predicted to be slower than none is left at
   once, so no choice is worse than depth 0 by the model; a probe is none of those.
-* *Probing.* See `probing`.
+* *Probing.* See `cost_probing` for what depths cost, and `probing` for what survives.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ import numpy.typing as npt
 
 from vllm_dspark import checks
 from vllm_dspark.scheduler.cost_model import CostModel
+from vllm_dspark.scheduler.cost_probing import CostProbeSettings, CostProbing, Steady
 from vllm_dspark.scheduler.goal import Goal
 from vllm_dspark.scheduler.monotone import Floats
 from vllm_dspark.scheduler.probing import LOAD_CHANGE, ProbeSettings, Probing
 
-__all__ = ["DepthPolicy", "Goal", "Hysteresis", "ProbeSettings"]
+__all__ = ["CostProbeSettings", "DepthPolicy", "Goal", "Hysteresis", "ProbeSettings"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ class DepthPolicy:
         max_requests: the most that can run at once; None is as many as there are.
         hysteresis: see `Hysteresis`.
         probes: see `ProbeSettings`.
+        cost_probes: see `CostProbeSettings`.
         kv_low, kv_stop: fractions of free K/V memory, 0 ≤ kv_stop < kv_low ≤ 1.
 
     Attributes:
         depth: int, chosen last, probes aside.
-        probing: bool, whether the last step drafts deeper than that, as a probe.
+        probing: bool, whether the last step drafts another depth than that, as a probe.
         switches: int, changes of `depth` so far.
 
     Raises:
@@ -93,6 +95,7 @@ class DepthPolicy:
         max_requests: int | None = None,
         hysteresis: Hysteresis | None = None,
         probes: ProbeSettings | None = None,
+        cost_probes: CostProbeSettings | None = None,
         kv_low: float = 0.10,
         kv_stop: float = 0.02,
     ) -> None:
@@ -108,6 +111,7 @@ class DepthPolicy:
         self.goal = goal or Goal()
         self.hysteresis = hysteresis or Hysteresis()
         self.probes = Probing(probes or ProbeSettings())
+        self.cost_probes = CostProbing(cost_probes or CostProbeSettings())
         self._max_requests = max_requests
         self._kv_low, self._kv_stop = kv_low, kv_stop
         self._current: int | None = None  # index into depths
@@ -165,14 +169,14 @@ class DepthPolicy:
             return self.depth
         depths = self._depths[: self._allowed(free_kv_fraction)]
         loads = np.array([[requests], [load]])
-        tokens = loads * (1 + depths)
-        step_ms = cost.step_ms(tokens, loads, loads * context // requests, tokens, depths)
-        accepted = np.concatenate([[0.0], np.cumsum(survival)])[depths]
-        self._settle(self.goal.values(load * (1 + accepted) / step_ms[1], load), load)
-        chosen = self.probes.step(
-            self._current or 0, depths, requests, survival, seen, step_ms[0],
-            self.hysteresis.margin,
-        )  # fmt: skip
+        step_ms = cost.steady_ms(loads, loads * context // requests, depths)
+        emitted = np.cumsum([1.0, *survival])[depths]
+        self._settle(self.goal.values(load * emitted / step_ms[1], load), load)
+        current, margin = self._current or 0, self.hysteresis.margin
+        steady = Steady(current, depths, requests, context, emitted, step_ms[0])
+        chosen = self.cost_probes.step(steady, cost, margin)
+        if chosen is None:
+            chosen = self.probes.step(current, depths, requests, survival, seen, step_ms[0], margin)
         self.probing = chosen != self.depth
         self._age += 1
         self._age[:chosen] = 0
@@ -187,7 +191,7 @@ class DepthPolicy:
             seen = checks.numbers("age", age, 1, "[γ]").astype(np.float64)
             if seen.shape != (self.gamma,) or not (seen >= 0).all():
                 raise ValueError(f"age must have shape ({self.gamma},), at least 0, got {seen}")
-        return np.minimum.accumulate(survival).astype(np.float64), seen
+        return np.minimum.accumulate(survival).astype(np.float64, copy=False), seen
 
     def _expected(self, requests: int, waiting: int, free_kv_fraction: float) -> int:
         """Requests that the next step runs."""
@@ -201,8 +205,10 @@ class DepthPolicy:
 
     def _allowed(self, free_kv_fraction: float) -> int:
         """How many of `depths` K/V memory leaves."""
+        if free_kv_fraction >= self._kv_low:
+            return self._depths.size
         room = (free_kv_fraction - self._kv_stop) / (self._kv_low - self._kv_stop)
-        deepest = np.floor(self.gamma * min(max(room, 0.0), 1.0))
+        deepest = np.floor(self.gamma * max(room, 0.0))
         return int(np.searchsorted(self._depths, deepest, side="right"))
 
     def _settle(self, values: Floats, load: int) -> None:
@@ -212,9 +218,10 @@ class DepthPolicy:
         if current is None or current >= values.size or values[current] < values[0]:
             self._move(best, load)
             return
-        self._better_for += 1
         if values[best] <= (1 + rules.margin) * values[current]:
             self._better_for = 0
+            return
+        self._better_for += 1
         changed = not self._load / LOAD_CHANGE < load < self._load * LOAD_CHANGE
         if self._since > rules.dwell or changed:
             urgent = values[best] > (1 + rules.urgent) * values[current]

@@ -54,11 +54,20 @@ class FixedPolicy:
 
     def limits(self, slots: Ints, draft_lengths: Ints) -> Ints:
         """int [R]: how many of its scheduled drafts each request lets be verified."""
-        return np.minimum(draft_lengths, self._most[slots])
+        return np.minimum(draft_lengths, self._most.take(slots))
 
     def drafted(self, step: int, slots: Ints, depth: int) -> None:
         """Step `step` drew a block of `depth` drafts for each of `slots`: known when it is
         launched, long before its confidences arrive."""
+
+    def standing(self, slots: Ints, draft_lengths: Ints, depth: int | None = None) -> int | None:
+        """What was chosen in an earlier step, if it is to hold in this one too; else None.
+
+        Args:
+            slots, draft_lengths, depth: as in `choose`. What was chosen for other array objects
+                does not stand: pass the same ones as long as nothing in them changes.
+        """
+        return None
 
     def choose(
         self,

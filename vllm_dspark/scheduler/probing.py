@@ -95,36 +95,37 @@ class Probing:
         if not self._load / LOAD_CHANGE < requests < self._load * LOAD_CHANGE:
             self._load = requests
             self.start_over()
-        extra_ms = step_ms - step_ms[current]
-        longest_ms = float(extra_ms[-1]) * self.settings.most_steps
-        self._credit_ms = min(
-            self._credit_ms + self.settings.share * float(step_ms[current]), max(longest_ms, 0.0)
-        )
+        now_ms = float(step_ms[current])
+        longest_ms = (float(step_ms[-1]) - now_ms) * self.settings.most_steps
+        self._credit_ms = min(self._credit_ms + self.settings.share * now_ms, max(longest_ms, 0.0))
         self._wait -= 1
         if self._probe is not None:
             at = int(np.searchsorted(depths, self._probe[0]))
-            if current < at < depths.size and extra_ms[at] <= self._credit_ms:
-                return self._draft(*self._probe, float(extra_ms[at]))
+            if current < at < depths.size and step_ms[at] - now_ms <= self._credit_ms:
+                return self._draft(*self._probe, float(step_ms[at]) - now_ms)
             self._probe = None  # the load or K/V memory changed
         if self._wait > 0 or current == depths.size - 1 or self.settings.share == 0:
             return depth
         steps = math.ceil(self.settings.observations / requests)
         steps = min(steps, self.settings.most_steps)
         stale = age >= self.interval
+        if not stale.any():
+            return depth
         hope = (1 + _accepted(survival, stale)[depths]) / step_ms
-        now = (1 + _accepted(survival, np.zeros_like(stale))[depth]) / step_ms[current]
+        now = (1 + survival[:depth].sum()) / now_ms
         unseen = np.concatenate([[False], np.logical_or.accumulate(stale)])[depths]
         worth = unseen & (hope > (1 + margin) * now)
         promising = np.flatnonzero(worth[current + 1 :])
         if not promising.size:
             return depth
         chosen = current + 1 + int(promising[0])
-        if steps * extra_ms[chosen] > self._credit_ms:
+        extra_ms = float(step_ms[chosen]) - now_ms
+        if steps * extra_ms > self._credit_ms:
             return depth
         self.started += 1
         self._wait = steps + self.interval
         self.interval = min(2 * self.interval, self.settings.longest)
-        return self._draft(int(depths[chosen]), steps, float(extra_ms[chosen]))
+        return self._draft(int(depths[chosen]), steps, extra_ms)
 
     def _draft(self, probe: int, left: int, extra_ms: float) -> int:
         """One step of a probe, of which `left` are to come with this one."""

@@ -40,19 +40,20 @@ class RunningSurvival:
         self.age: Floats = np.full(gamma, np.inf)
         self._weight: Floats = np.full(gamma, GUESS_WEIGHT)
 
-    def step(self, survival: npt.NDArray[np.floating]) -> None:
-        """A step has passed.
+    def step(self, survival: npt.NDArray[np.floating], steps: int = 1) -> None:
+        """A step has passed, or several.
 
         Args:
-            survival: float [R, γ], a row a request: the probability that each of its drafts
+            survival: float [R, γ], a row a block: the probability that each of its drafts
                 survives, or 1 and 0 where that is known by now. NaN where nothing was drafted or
                 nobody knows. R may be 0.
+            steps: that have passed, at least 1.
         """
         known = ~np.isnan(survival)
         count = known.sum(axis=0)
         total = np.where(known, survival, 0.0).sum(axis=0)
-        self._weight *= np.exp(-1 / STEPS)
-        self.age += 1
+        self._weight *= np.exp(-steps / STEPS)
+        self.age += steps
         seen = count > 0
         weight = self._weight + count
         self.mean[seen] += (total[seen] - count[seen] * self.mean[seen]) / weight[seen]

@@ -40,8 +40,9 @@ class StepShape:
     depth: int  # tokens drafted per request, 0..γ
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            checks.whole(field.name, getattr(self, field.name), least=0)
+        for name, value in vars(self).items():
+            if type(value) is not int or value < 0:  # quickly, for each step is one
+                checks.whole(name, value, least=0)
 
 
 @dataclass(frozen=True)

@@ -22,4 +22,12 @@ def prefix_survival(confidence: npt.ArrayLike) -> npt.NDArray[np.float64]:
         ValueError: `confidence` is empty, NaN, outside [0, 1] or not of two dimensions.
     """
     checked = checks.probabilities("confidence", confidence, 2, "[R, γ]")
-    return np.cumprod(checked, axis=1, dtype=np.float64)
+    return products(checked.astype(np.float64))
+
+
+def products(confidence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """`prefix_survival` of float64 that needs no check, in its place: column by column, which is
+    quicker than `cumprod` along short rows."""
+    for k in range(1, confidence.shape[1]):
+        confidence[:, k] *= confidence[:, k - 1]
+    return confidence

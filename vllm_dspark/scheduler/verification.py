@@ -23,13 +23,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vllm_dspark.scheduler.budget import allocate, choose_budget
+from vllm_dspark.scheduler.budget import choose_budget, share_out
 from vllm_dspark.scheduler.fixed import FixedPolicy, Ints
-from vllm_dspark.scheduler.survival import prefix_survival
+from vllm_dspark.scheduler.standing import Standing
+from vllm_dspark.scheduler.survival import products
 
 Floats = npt.NDArray[np.float64]
 _NONE = -1  # number of no block
 _KEPT = 8  # steps
+_TOLD = 256  # blocks at a time: more say nothing new of a mean
 
 
 class Calibrator(Protocol):
@@ -47,7 +49,7 @@ class Calibrator(Protocol):
         """Rows [R, γ], int [R], int [R], bool [R]: what was predicted, and what came of it."""
 
     def calibrate(self, confidence: Any, sampled: Any) -> Floats:
-        """Raw [R, γ] → conditional probabilities [R, γ]; NaN becomes the prior."""
+        """Raw [R, γ] → conditional probabilities, a new float64 [R, γ]; NaN becomes the prior."""
 
 
 class Costs(Protocol):
@@ -72,16 +74,21 @@ class VerificationPolicy(FixedPolicy):
         slots, gamma: see `FixedPolicy`.
         calibrator: see `Calibrator`.
         costs: see `Costs`.
+        stands: steps that a choice stands at most; see `Standing`.
     """
 
-    def __init__(self, slots: int, gamma: int, calibrator: Calibrator, costs: Costs) -> None:
+    def __init__(
+        self, slots: int, gamma: int, calibrator: Calibrator, costs: Costs, stands: int = 1
+    ) -> None:
         super().__init__(slots, gamma)
         self.calibrator = calibrator
         self.costs = costs
+        self._standing = Standing(stands)
         self._constrained = np.zeros(slots, dtype=bool)
         self._number = np.zeros(slots, dtype=np.int64)  # of the request, never used again
         self._requests = 0
         self._since = np.zeros(slots, dtype=np.int64)  # the request's first step
+        self._newest = 0  # of those
         self._current = np.full(slots, _NONE, dtype=np.int64)  # its current block
         self._depth = np.zeros(slots, dtype=np.int64)  # drafts of that
         # The two newest blocks whose confidences arrived, newest first.
@@ -105,6 +112,8 @@ class VerificationPolicy(FixedPolicy):
         self._number[slot] = self._requests
         self._requests += 1
         self._since[slot] = step
+        self._newest = max(self._newest, step)
+        self._standing.forget()
         self._current[slot] = _NONE
         self._block[:, slot] = _NONE
         self._retired[slot] = True
@@ -114,6 +123,10 @@ class VerificationPolicy(FixedPolicy):
         """See `FixedPolicy.drafted`."""
         self._current[slots] = step
         self._depth[slots] = depth
+
+    def standing(self, slots: Ints, draft_lengths: Ints, depth: int | None = None) -> int | None:
+        """See `FixedPolicy.standing`."""
+        return self._standing.take(slots, draft_lengths, depth)
 
     def choose(
         self,
@@ -127,10 +140,12 @@ class VerificationPolicy(FixedPolicy):
         """The number of drafts with the most tokens per millisecond; see `FixedPolicy.choose`."""
         limits = self.limits(slots, draft_lengths)
         candidates = limits
-        constrained = self._constrained[slots] & (draft_lengths > 0)
-        if constrained.any():
+        constrained = self._constrained.take(slots)
+        cut = np.count_nonzero(constrained) > 0
+        if cut:
             # A grammar may have shortened the block by looking at its tokens. The length that was
             # drawn says nothing about them.
+            constrained &= draft_lengths > 0
             drawn = np.minimum(self._depth[slots], self._most[slots])
             candidates = np.where(constrained, np.maximum(drawn, limits), limits)
         total = int(candidates.sum())
@@ -147,62 +162,88 @@ class VerificationPolicy(FixedPolicy):
             total,
         )
         budget = choose_budget(survival, candidates, curve, sampling_requests)
-        return min(budget, int(limits.sum()))
+        budget = min(budget, int(limits.sum()))
+        if cut:
+            self._standing.forget()
+        else:
+            self._standing.put(slots, draft_lengths, depth, budget, total)
+        return budget
 
     def allocate(self, slots: Ints, draft_lengths: Ints, budget: int, current: bool = True) -> Ints:
         """The drafts that are likeliest to survive; see `FixedPolicy.allocate`."""
         limits = self.limits(slots, draft_lengths)
-        if budget >= limits.sum():
-            return limits
-        known = self._confidence[0, slots] if current else self._before_current(slots)
-        return allocate(self._survival(slots, known), limits, budget)
+        if len(slots) == 1 or budget >= limits.sum():
+            return np.minimum(limits, budget)
+        known = self._confidence[0].take(slots, axis=0) if current else self._before_current(slots)
+        return share_out(self._survival(slots, known), limits, budget)
 
     def outcomes_arrived(self, step: int, slots: Ints, accepted: Ints, verified: Ints) -> None:
         """Teach the calibrator; see `FixedPolicy.outcomes_arrived`."""
-        over = slots[(step >= self._since[slots]) & ~self._retired[slots]]
-        if over.size:
-            self._retired[over] = True
-            self._over.append((self._confidence[0, over], self.sampled[over]))
+        if step < self._newest:
+            ours = step >= self._since.take(slots)
+            slots, accepted, verified = slots[ours], accepted[ours], verified[ours]
         # The newest block known of a request is the one that this step verified.
-        teaches = (step >= self._since[slots]) & (self._block[0, slots] != _NONE) & (verified > 0)
-        if teaches.any():
-            rows = slots[teaches]
+        known = self._block[0].take(slots) != _NONE
+        if np.count_nonzero(known) < known.size:
+            slots, accepted, verified = slots[known], accepted[known], verified[known]
+        if not slots.size:
+            return
+        confidence, sampled = self._confidence[0].take(slots, axis=0), self.sampled.take(slots)
+        told = self._retired.take(slots)
+        repeated = np.count_nonzero(told)
+        if not repeated:
+            self._over.append((confidence, sampled))
+        elif repeated < told.size:
+            self._over.append((confidence[~told], sampled[~told]))
+        self._retired[slots] = True
+        teaches = verified > 0
+        if np.count_nonzero(teaches) < teaches.size:
+            slots, accepted, verified = slots[teaches], accepted[teaches], verified[teaches]
+            confidence, sampled = confidence[teaches], sampled[teaches]
+        if slots.size:
             self.calibrator.observe(
-                self._confidence[0, rows],
-                accepted[teaches],
-                verified[teaches],
-                self.sampled[rows],
-                learn=~self._constrained[rows],
-                request=self._number[rows],
+                confidence,
+                accepted,
+                verified,
+                sampled,
+                learn=~self._constrained.take(slots),
+                request=self._number.take(slots),
             )
 
     def confidences_arrived(self, step: int, slots: Ints, confidence: npt.NDArray[Any]) -> None:
         """See `FixedPolicy.confidences_arrived`."""
-        ours = step >= self._since[slots]
-        slots = slots[ours]
-        for kept in (self._block, self._confidence):
-            kept[1, slots] = kept[0, slots]
-        self._block[0, slots] = step
-        self._confidence[0, slots] = confidence[ours]
+        if step < self._newest:
+            ours = step >= self._since.take(slots)
+            slots, confidence = slots[ours], confidence[ours]
+        for kept, new in ((self._block, step), (self._confidence, confidence)):
+            kept[1][slots] = kept[0].take(slots, axis=0)
+            kept[0][slots] = new
         self._retired[slots] = False
 
     def retired(self) -> Floats:
-        """Survival [N, γ] of blocks that no later step can verify, each told once; NaN for what was
-        not drawn. Nothing that is still to be verified is among them, so it may decide on
-        anything."""
-        over = list(self._over)
+        """Survival [N, γ] of blocks that no later step can verify, each told once, and of many the
+        newest; NaN for what was not drawn. Nothing that is still to be verified is among them, so
+        it may decide on anything."""
+        over, rows = [], 0
+        while self._over and rows < _TOLD:
+            over.append(self._over.pop())
+            rows += len(over[-1][1])
         self._over.clear()
         if not over:
             return np.empty((0, self.gamma))
         confidence, sampled = (np.concatenate(parts) for parts in zip(*over, strict=True))
-        survival = prefix_survival(self.calibrator.calibrate(confidence, sampled))
-        return np.where(np.isnan(confidence), np.nan, survival)
+        survival = products(self.calibrator.calibrate(confidence, sampled))
+        survival[np.isnan(confidence)] = np.nan
+        return survival
 
     def _before_current(self, slots: Ints) -> npt.NDArray[Any]:
         """[R, γ]: confidences of the newest known block before the current one, or NaN."""
         # What arrived is never newer than the current block, so one step back is enough.
-        arrived = self._block[0, slots] == self._current[slots]
-        return np.where(arrived[:, None], self._confidence[1, slots], self._confidence[0, slots])
+        arrived = self._block[0].take(slots) == self._current.take(slots)
+        before = self._confidence[1].take(slots, axis=0)
+        if np.count_nonzero(arrived) == arrived.size:
+            return before
+        return np.where(arrived[:, None], before, self._confidence[0].take(slots, axis=0))
 
     def _survival(self, slots: Ints, confidence: npt.NDArray[Any]) -> Floats:
-        return prefix_survival(self.calibrator.calibrate(confidence, self.sampled[slots]))
+        return products(self.calibrator.calibrate(confidence, self.sampled.take(slots)))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +33,9 @@ class Arrival:
     rejected: npt.NDArray[np.int64]  # [R], drafts that were verified and not accepted
     depth: int  # of the block that the step drew; 0 for none
     confidence: npt.NDArray[np.float32]  # [R, γ] of that block, NaN beyond its depth
-    ms: float | None  # from `start` to `send` on the device, where that was measured
+    ms: float | None  # since the step before was sent, on the device, where that was measured
 
-    @property
+    @cached_property
     def accepted(self) -> npt.NDArray[np.int64]:
         """int64 [R], drafts: all that was emitted but the target's own token."""
         return np.maximum(self.emitted - 1, 0)
@@ -44,16 +46,37 @@ class Arrival:
         return self.accepted + self.rejected
 
 
+class Timed:
+    """Which steps have a time: it runs from the end of the step before, so that what the host takes
+    in between counts. Both steps must be such that are to be timed, and follow on each other."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._before: int | None = None  # the last step that was to be timed
+
+    def start(self) -> None:
+        """The step that begins is to be timed."""
+        self._started = True
+
+    def end(self, step: int) -> bool:
+        """Whether step `step`, which ends, has a time."""
+        follows = self._started and self._before == step - 1
+        self._before = step if self._started else None
+        self._started = False
+        return follows
+
+
 class Arrivals:
     """The line where device and host are the same: what is sent has arrived."""
 
     def __init__(self) -> None:
         self._line: list[Arrival] = []
-        self._began: float | None = None
+        self._timed = Timed()
+        self._sent = 0.0  # when the step before was, seconds
 
     def start(self) -> None:
         """A step that is to be timed begins."""
-        self._began = time.perf_counter()
+        self._timed.start()
 
     def send(
         self,
@@ -73,11 +96,13 @@ class Arrivals:
             confidence: float [R, γ]. All may be overwritten as soon as this returns.
             depth: drafts of the block, 0 to γ.
         """
-        ms = None if self._began is None else (time.perf_counter() - self._began) * 1e3
-        self._began = None
+        now = time.perf_counter()
+        ms = (now - self._sent) * 1e3 if self._timed.end(step) else None
+        self._sent = now
         counts = [tensor.numpy().astype(np.int64) for tensor in (emitted, rejected)]
         table = confidence.to(torch.float32, copy=True).numpy()
-        table[:, depth:] = np.nan
+        if depth < table.shape[1]:
+            table[:, depth:] = np.nan
         self._line.append(Arrival(step, slots.copy(), counts[0], counts[1], depth, table, ms))
 
     def collect(self, step: int) -> list[Arrival]:
@@ -101,16 +126,19 @@ class DeviceArrivals(Arrivals):
     def __init__(self, rows: int, gamma: int, device: torch.device, alone: bool) -> None:
         self._alone = alone
         self._ring = [_Table(rows, 2 + gamma, device) for _ in range(_RING)]
+        # Ends of steps, each kept until that of the step after is known.
+        ends = (torch.cuda.Event(enable_timing=True) for _ in range(2 * _RING))
+        self._ends = cycle(tuple(ends))
+        self._sent_at: torch.cuda.Event | None = None  # of the step before
         self._free = deque(self._ring)
         self._flying: deque[_Table] = deque()
         self._stream = torch.cuda.Stream(device)
-        self._timed = False
+        self._timed = Timed()
 
     def start(self) -> None:
-        """As `Arrivals.start`; puts an event into the stream, no kernel."""
-        self._timed = self._alone
-        if self._timed:
-            self._next().began.record()
+        """As `Arrivals.start`."""
+        if self._alone:
+            self._timed.start()
 
     def send(
         self,
@@ -125,8 +153,8 @@ class DeviceArrivals(Arrivals):
         table = self._next()
         self._free.popleft()
         table.step, table.slots, table.depth = step, slots.copy(), depth
-        table.timed = self._timed
-        self._timed = False
+        table.before = self._sent_at if self._timed.end(step) else None
+        table.ended = self._sent_at = next(self._ends)
         rows = len(slots)
         table.device[:rows, 0] = emitted
         table.device[:rows, 1] = rejected
@@ -170,13 +198,12 @@ class _Table:
     step = 0
     slots: npt.NDArray[np.int64]
     depth = 0
-    timed = False
+    before: torch.cuda.Event | None = None  # end of the step before, if this one has a time
+    ended: torch.cuda.Event
 
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         self.device = torch.empty((rows, columns), dtype=torch.float32, device=device)
         self.host = torch.empty((rows, columns), dtype=torch.float32, pin_memory=True)
-        self.began = torch.cuda.Event(enable_timing=True)
-        self.ended = torch.cuda.Event(enable_timing=True)
         self.arrived = torch.cuda.Event()
 
     def read(self) -> Arrival:
@@ -184,6 +211,6 @@ class _Table:
         table = self.host[: len(self.slots)].numpy().copy()
         table[:, 2 + self.depth :] = np.nan
         counts = table[:, :2].astype(np.int64)
-        ms = self.began.elapsed_time(self.ended) if self.timed else None
+        ms = None if self.before is None else self.before.elapsed_time(self.ended)
         emitted, rejected = counts.T
         return Arrival(self.step, self.slots, emitted, rejected, self.depth, table[:, 2:], ms)

@@ -59,6 +59,7 @@ class StepCosts:
         # Context and depth of each batch that was handed out.
         self._batches: list[tuple[int, int]] = []
         self._penalty = 1.0 if trims_replay else _FIRST_PENALTY
+        self._follows = False
 
     def budget_curve(
         self,
@@ -79,6 +80,11 @@ class StepCosts:
 
     def _whole_would_replay(self, tokens: int) -> bool:
         return self._penalty != 1.0 and bool(self._captured) and tokens <= self._captured[-1]
+
+    def restore(self, model: CostModel, captured: Sequence[int]) -> None:
+        """Replace the guess by a profile of an engine like this one, with the same graphs."""
+        self.model, self._captured = model, list(captured)
+        self.profiled = True
 
     def batches(
         self,
@@ -177,6 +183,10 @@ class StepCosts:
         self.model = CostModel(samples, self._captured, self.gamma)
         self.profiled = True
 
+    def follow(self, model: CostModel) -> None:
+        """From now on use a model that learns elsewhere, from the same profile."""
+        self.model, self._follows = model, True
+
     def observe(self, shape: StepShape, ms: float, replayed: bool) -> None:
         """A decode step took `ms` on the device.
 
@@ -194,7 +204,8 @@ class StepCosts:
             )
             self._penalty += _PENALTY_WEIGHT * (max(ms / float(predicted), 1.0) - self._penalty)
             return
-        self.model.observe(shape, ms, graph=True)
+        if not self._follows:
+            self.model.observe(shape, ms, graph=True)
 
 
 def _spread(sizes: Sequence[int], count: int) -> list[int]:

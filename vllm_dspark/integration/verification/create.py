@@ -10,6 +10,7 @@ from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.depth_plan import DepthPlan
+from vllm_dspark.integration.step_report import EVERY
 from vllm_dspark.integration.verification.arrivals import Arrivals, DeviceArrivals
 from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.integration.verification.calibrated import calibration_of
@@ -121,8 +122,9 @@ def _make(
     if not adaptive:
         return HostVerification(layout, FixedPolicy(slots, gamma), costs, None)
     artifact = calibration_of(vllm_config, config).artifact
-    calibrator = OnlineCalibrator(gamma, None if artifact is None else artifact.temperatures)
-    policy = VerificationPolicy(slots, gamma, calibrator, costs)
+    temperatures = None if artifact is None else artifact.temperatures
+    calibrator = OnlineCalibrator(gamma, temperatures, steps=EVERY)
+    policy = VerificationPolicy(slots, gamma, calibrator, costs, stands=EVERY)
     arrivals = Arrivals()
     if device.type == "cuda":
         arrivals = DeviceArrivals(slots, gamma, device, alone)

@@ -3,11 +3,15 @@
 The ranking reads the confidences of the current block where they were computed; the host never
 learns the lengths and never waits. Needs attention that takes query lengths from the device, and
 CUDA graphs that replay batches of mixed lengths.
+
+The drafter overwrites its confidences in the next step that draws. Mostly that step has the same
+requests in the same order, or verifies all there is; then nothing is copied. What a request that
+sits out is still to be ranked by is kept.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +20,9 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.integration.verification.allocation import admit, calibrated_survival
-from vllm_dspark.integration.verification.batch import Batch
+from vllm_dspark.integration.verification.batch import Batch, Rows
 from vllm_dspark.integration.verification.manager import VerificationManager
+from vllm_dspark.scheduler.fixed import Ints
 
 
 class DeviceVerification(VerificationManager):
@@ -37,15 +42,36 @@ class DeviceVerification(VerificationManager):
         self._calibrator = calibrator
         self._version = -1
         self._maps = torch.empty((2, 2, gamma), dtype=torch.float32, device=device)
-        # Raw confidences of every request's current block.
-        self._confidence = torch.full((slots, gamma), 0.5, dtype=torch.float32, device=device)
+        # Raw confidences of current blocks: those that the last block pass drew, by row, in the
+        # drafter's own buffer, and all others by slot.
+        self._drafters: tuple[Ints, torch.Tensor, torch.Tensor] | None = None
+        self._kept = torch.full((slots, gamma), 0.5, dtype=torch.float32, device=device)
         self._cu_num_logits = torch.zeros(slots + 1, dtype=torch.int32, device=device)
+        rows = torch.arange(1, slots + 1, dtype=torch.int32, device=device)
+        self._bonus_ends = rows * self.layout.num_bonus_tokens
+        self._known: _OnDevice | None = None
+
+    def observe(self, num_sampled: torch.Tensor, num_rejected: torch.Tensor) -> None:
+        """As there. The last call before the drafter draws again."""
+        if not self._verifies:
+            self._keep()  # nobody looked at them in this step
+        super().observe(num_sampled, num_rejected)
 
     def _decide(self, batch: Batch) -> None:
-        """Nothing: whose drafts are verified is decided on the device."""
+        """Whose drafts are verified is decided on the device. Confidences that other requests are
+        to be ranked by are kept."""
+        if self._drafters is not None and not np.array_equal(self._drafters[0], batch.rows.slots):
+            self._keep()
 
     def _drawn(self, confidence: torch.Tensor, input_batch: Any) -> None:
-        self._confidence[input_batch.idx_mapping] = confidence
+        slots = input_batch.idx_mapping_np.copy()
+        self._drafters = slots, input_batch.idx_mapping, confidence
+
+    def _keep(self) -> None:
+        if self._drafters is not None:
+            _, slots, confidence = self._drafters
+            self._kept[slots] = confidence
+            self._drafters = None
 
     def compact_batch(
         self,
@@ -64,7 +90,7 @@ class DeviceVerification(VerificationManager):
         if batch.budget == 0:
             bonus, dtype = self.layout.num_bonus_tokens, cu_num_logits_np.dtype
             return others, np.arange(len(others) + 1, dtype=dtype) * bonus
-        verifying = int((num_draft_tokens_per_req > 0).sum())  # they lead the batch
+        verifying = int(np.count_nonzero(num_draft_tokens_per_req))  # they lead the batch
         share, more = divmod(batch.budget, verifying)
         others[:verifying] += share
         others[:more] += 1
@@ -74,27 +100,48 @@ class DeviceVerification(VerificationManager):
         """Rank and lay out, without reading anything back."""
         batch = self._take_batch(req_ids)
         if not batch.trims:
+            self._drafters = None  # these blocks are verified, whatever their confidences
             return self._whole(batch)
-        limits = self.policy.limits(batch.slots, batch.drafts)
-        sampled = self.policy.sampled[batch.slots]
-        device = idx_mapping.device
-        host = np.stack([limits, batch.others, sampled]).astype(np.int32)
-        capacities, others, regimes = async_tensor_h2d(host, device=device)
-        if batch.budget == limits.sum():
-            lengths = capacities
-        elif batch.budget == 0:
-            lengths = torch.zeros_like(capacities)
-        else:
-            slope, intercept = self._current_maps()
-            confidence = self._confidence[idx_mapping]
-            survival = calibrated_survival(confidence, regimes, slope, intercept)
-            lengths = admit(survival, capacities, batch.budget)
-        rows = len(req_ids)
-        cu_num_logits = self._cu_num_logits[: rows + 1]
-        torch.cumsum(lengths + self.layout.num_bonus_tokens, 0, out=cu_num_logits[1:])
+        known = self._known_of(batch.rows)
+        ends = self._ranked(batch.budget, known, idx_mapping).cumsum(0, dtype=torch.int32)
+        count = len(req_ids)
+        cu_num_logits = self._cu_num_logits[: count + 1]
+        torch.add(ends, self._bonus_ends[:count], out=cu_num_logits[1:])
         # Beyond the last row the runner has filled in the number of tokens, which is right.
-        torch.cumsum(lengths + others, 0, out=self.layout.query_start_loc[1 : rows + 1])
+        torch.add(ends, known.others_ends, out=self.layout.query_start_loc[1 : count + 1])
         return self._laid_out(cu_num_logits, batch.budget)
+
+    def _ranked(self, budget: int, known: _OnDevice, idx_mapping: torch.Tensor) -> torch.Tensor:
+        """Verified drafts, int32 [R]."""
+        count = len(idx_mapping)
+        if budget == 0 or count == 1:
+            return torch.full((count,), budget, dtype=torch.int32, device=idx_mapping.device)
+        if budget == known.most:
+            return known.limits
+        held = self._drafters
+        confidence = self._kept[idx_mapping] if held is None else held[2]
+        slope, intercept = self._current_maps()
+        survival = calibrated_survival(confidence, known.regimes, slope, intercept)
+        full = known.most == survival.numel()
+        return admit(survival, None if full else known.limits, budget)
+
+    def _known_of(self, rows: Rows) -> _OnDevice:
+        """Copied to the device once for as many steps as these rows last."""
+        if self._known is None or self._known.rows is not rows:
+            limits = self.policy.limits(rows.slots, rows.drafts)
+            sampled = self.policy.sampled[rows.slots]
+            host = np.stack([limits, np.cumsum(rows.others), sampled]).astype(np.int32)
+            device = self.layout.query_start_loc.device
+            on_device, others_ends, regimes = async_tensor_h2d(host, device=device)
+            one = bool((sampled == sampled[0]).all())
+            self._known = _OnDevice(
+                rows,
+                int(limits.sum()),
+                on_device,
+                others_ends,
+                int(sampled[0]) if one else regimes,
+            )
+        return self._known
 
     def _current_maps(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Slope and intercept [2, γ] each; copied to the device when the calibrator moved on."""
@@ -103,3 +150,13 @@ class DeviceVerification(VerificationManager):
             maps = np.stack(self._calibrator.affine()).astype(np.float32)
             async_tensor_h2d(maps, out=self._maps)
         return self._maps[0], self._maps[1]
+
+
+class _OnDevice(NamedTuple):
+    """What the ranking needs to know of a batch, beside confidences."""
+
+    rows: Rows
+    most: int  # sum of `limits`
+    limits: torch.Tensor  # int32 [R], drafts that each request lets be verified
+    others_ends: torch.Tensor  # int32 [R], running sum of tokens that run in any case
+    regimes: torch.Tensor | int  # int32 [R], 0 greedy, 1 sampled; one for all where that is so

@@ -9,6 +9,7 @@ from vllm_dspark.integration.proposer import DSparkProposer
 from vllm_dspark.integration.verification.create import create_for_host
 from vllm_dspark.integration.verification.head import head_line
 from vllm_dspark.integration.verification.manager import VerificationManager
+from vllm_dspark.integration.verification.profile import profile_source
 
 
 class VerificationHooks:
@@ -38,6 +39,7 @@ def connect(runner: Any) -> None:
     manager = runner.adaptive_verification
     if manager is not None:
         manager.head_line = partial(head_line, runner)
+        manager.source = profile_source(runner, manager.mode)
         if runner.speculator.plan.varies:
             manager.depths = (0, *runner.speculator.plan.depths)
             manager.draw_at = partial(setattr, runner.speculator, "idle_depth")

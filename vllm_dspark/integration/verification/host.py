@@ -23,8 +23,10 @@ class HostVerification(VerificationManager):
     mode = "host"
 
     def _decide(self, batch: Batch) -> None:
-        current = self.layout.query_start_loc.device.type == "cpu"
-        batch.lengths = self.policy.allocate(batch.slots, batch.drafts, batch.budget, current)
+        if batch.trims:
+            rows = batch.rows
+            current = self.layout.query_start_loc.device.type == "cpu"
+            batch.lengths = self.policy.allocate(rows.slots, rows.drafts, batch.budget, current)
 
     def _drawn(self, confidence: torch.Tensor, input_batch: Any) -> None:
         """Nothing: the policy is told when they arrive."""
@@ -47,7 +49,7 @@ class HostVerification(VerificationManager):
         if not batch.trims:
             return num_scheduled_tokens, cu_num_logits_np
         assert batch.lengths is not None
-        num_scheduled_tokens[:] = batch.others + batch.lengths
+        num_scheduled_tokens[:] = batch.rows.others + batch.lengths
         return num_scheduled_tokens, boundaries(batch.lengths + self.layout.num_bonus_tokens)
 
     def reallocate_drafts(self, req_ids: list[str], idx_mapping: torch.Tensor) -> tuple[Any, ...]:
@@ -56,5 +58,5 @@ class HostVerification(VerificationManager):
         if not batch.trims:
             return self._whole(batch)
         assert batch.lengths is not None
-        rows = self._boundaries(batch.lengths + self.layout.num_bonus_tokens)
+        rows = self.layout.boundaries(batch.lengths + self.layout.num_bonus_tokens)
         return self._laid_out(rows, batch.budget)

@@ -19,11 +19,13 @@ import numpy.typing as npt
 import torch
 
 from vllm_dspark.integration.requests import RequestFacts
-from vllm_dspark.integration.verification.arrivals import Arrival, Arrivals
-from vllm_dspark.integration.verification.batch import Batch, Counters, Layout, boundaries
+from vllm_dspark.integration.verification.arrivals import Arrivals
+from vllm_dspark.integration.verification.batch import Batch, BatchRows, Counters, Layout
 from vllm_dspark.integration.verification.costs import StepCosts
+from vllm_dspark.integration.verification.profile import ProfileSource
+from vllm_dspark.integration.verification.timing import StepTiming
 from vllm_dspark.scheduler.cost_model import StepShape
-from vllm_dspark.scheduler.fixed import FixedPolicy, Ints
+from vllm_dspark.scheduler.fixed import FixedPolicy
 
 
 class VerificationManager(ABC):
@@ -38,11 +40,13 @@ class VerificationManager(ABC):
     Attributes:
         head_line: times the LM head; see `head.head_line`.
         depths: that are drafted, γ the last.
+        source: where a profile may come from; None always profiles, and keeps nothing.
         draw_at: tells the proposer how deep dummy runs draft; None for γ.
     """
 
     mode: str
     depths: Sequence[int] = ()
+    source: ProfileSource | None = None
 
     def __init__(
         self,
@@ -57,15 +61,18 @@ class VerificationManager(ABC):
         self.arrivals = arrivals
         self.counters = Counters()
         self.head_line: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
+        self._profiles = True  # steps are to be timed
         self.draw_at: Callable[[int | None], None] = lambda depth: None
         self._step = 0  # in progress
         self._depth = policy.gamma  # drafts of the block that it draws
         self._facts: dict[str, RequestFacts] = {}
+        self._rows = BatchRows(policy.gamma, layout)
         self._batch: Batch | None = None
         self._verifies = False  # the step in progress has drafts to verify
         self._outcome: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._shapes: dict[int, tuple[StepShape, bool]] = {}  # of steps whose time is awaited
-        self._late: tuple[StepShape, float, bool] | None = None
+        self._timing: StepTiming | None = None
+        if costs is not None and costs.learns and arrivals is not None:
+            self._timing = StepTiming(costs, arrivals)
         device = layout.query_start_loc.device
         slots = layout.query_start_loc.shape[0]
         width = policy.gamma + layout.num_bonus_tokens
@@ -96,6 +103,7 @@ class VerificationManager(ABC):
 
     def add_request(self, req_idx: int) -> None:
         """A request of this step took a slot."""
+        self._rows.forget()
         facts = self._facts.get(self.layout.req_states.index_to_req_id[req_idx], RequestFacts())
         self.policy.add_request(req_idx, self._step, **asdict(facts))
 
@@ -110,30 +118,27 @@ class VerificationManager(ABC):
         """
         self._verifies = True
         self._collect()
-        batch = self._batch_of(num_tokens_per_req, draft_tokens)
-        states = self.layout.req_states
-        computed = states.num_computed_tokens_np[batch.slots]
-        sampling = int((computed + batch.others >= states.prefill_len.np[batch.slots]).sum())
-        base, context = int(batch.others.sum()), int(computed.sum())
-        wanted = self.policy.choose(batch.slots, batch.drafts, base, sampling, context, self._depth)
-        rows = len(batch.req_ids) * self.layout.num_bonus_tokens
-        batch.budget = min(wanted, max(self.layout.max_total_logits - rows, 0))
-        self._decide(batch)
-        self._count(batch, wanted)
-        self._batch = batch
-        if self.costs is not None and self.arrivals is not None:
-            shape = StepShape(
-                tokens=base + batch.budget,
-                requests=len(batch.req_ids),
-                context_tokens=context,
-                logits_rows=rows + batch.budget,
-                depth=self._depth,
+        rows = self._rows.of(num_tokens_per_req, draft_tokens)
+        wanted = self.policy.standing(rows.slots, rows.drafts, self._depth)
+        sampling = context = 0  # not asked for
+        if wanted is None or self._timing is not None:
+            sampling, context = self._rows.progress(rows)
+        if wanted is None:
+            wanted = self.policy.choose(
+                rows.slots, rows.drafts, rows.base, sampling, context, self._depth
             )
-            decodes = sampling == base == len(batch.req_ids)
-            if decodes and self.costs.learns:  # a prefill among them is not what was profiled
-                self._shapes[self._step] = shape, not batch.trims
-                self.arrivals.start()
-        return base + batch.budget
+        count = len(rows.req_ids)
+        bonus_rows = count * self.layout.num_bonus_tokens
+        batch = Batch(rows, min(wanted, max(self.layout.max_total_logits - bonus_rows, 0)))
+        self._batch = batch
+        self._decide(batch)
+        self.counters.add(batch, wanted)
+        tokens = rows.base + batch.budget
+        # A prefill among them is not what was profiled.
+        if self._timing is not None and sampling == rows.base == count:
+            shape = StepShape(tokens, count, context, bonus_rows + batch.budget, self._depth)
+            self._timing.start(self._step, shape, not batch.trims)
+        return tokens
 
     def record_confidences(self, confidence_probs: torch.Tensor, input_batch: Any) -> None:
         """The step has drawn its block; ends the step.
@@ -173,16 +178,22 @@ class VerificationManager(ABC):
 
     def batches_to_profile(self, capture_sizes: list[int]) -> Iterator[dict[str, Any]]:
         """Arguments of dummy runs to be timed, once graphs are captured."""
-        if self.costs is not None:
+        if self.costs is None:
+            return
+        self._profiles = self.source is None or not self.source.settle(self.costs, capture_sizes)
+        if self._profiles:
             yield from self.costs.batches(capture_sizes, self.depths, self.draw_at)
 
     def set_initial_cost_curves(self, samples: list[Any]) -> None:
         """Timings of those runs. All tensor-parallel ranks go by the first one's."""
         from vllm.distributed.parallel_state import get_tp_group
 
-        if self.costs is not None:
-            profile = get_tp_group().broadcast_object((samples, self.head_line()), src=0)
-            self.costs.learn_profile(*profile)
+        if self.costs is None or not self._profiles:
+            return
+        profile = get_tp_group().broadcast_object((samples, self.head_line()), src=0)
+        self.costs.learn_profile(*profile)
+        if self.source is not None:
+            self.source.keep(self.costs)
 
     # For the modes.
 
@@ -190,7 +201,7 @@ class VerificationManager(ABC):
         """The batch that was decided on, which is the one that the runner lays out."""
         batch, self._batch = self._batch, None
         assert batch is not None
-        assert batch.req_ids == req_ids, "the runner orders requests in another way"
+        assert batch.rows.req_ids == req_ids, "the runner orders requests in another way"
         return batch
 
     def _laid_out(self, cu_num_logits: torch.Tensor, verified: int) -> tuple[Any, ...]:
@@ -201,63 +212,27 @@ class VerificationManager(ABC):
     def _whole(self, batch: Batch) -> tuple[Any, ...]:
         """`reallocate_drafts` for a batch that verifies all: the runner's own layout. Where all
         blocks are full its boundaries are at hand, and nothing is launched."""
-        rows = len(batch.req_ids)
-        if (batch.drafts == self.policy.gamma).all():
-            cu_num_logits = self._full_cu[: rows + 1]
+        rows = batch.rows
+        if rows.full:
+            cu_num_logits = self._full_cu[: len(rows.req_ids) + 1]
         else:
-            cu_num_logits = self._boundaries(batch.drafts + self.layout.num_bonus_tokens)
-        return self._laid_out(cu_num_logits, int(batch.drafts.sum()))
-
-    def _boundaries(self, lengths: Ints) -> torch.Tensor:
-        """int32 [R + 1] on the device: 0 and the running sum of int [R]."""
-        from vllm.utils.torch_utils import async_tensor_h2d
-
-        return async_tensor_h2d(boundaries(lengths), device=self.layout.query_start_loc.device)
-
-    def _batch_of(
-        self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]
-    ) -> Batch:
-        from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
-
-        width = self.policy.gamma + self.layout.num_bonus_tokens
-        req_ids = sort_batch_req_ids(num_tokens_per_req, draft_tokens, width)
-        count = len(req_ids)
-        index = self.layout.req_states.req_id_to_index
-        slots = np.fromiter((index[r] for r in req_ids), np.int64, count)
-        tokens = np.fromiter((num_tokens_per_req[r] for r in req_ids), np.int64, count)
-        drafts = np.fromiter((len(draft_tokens.get(r, ())) for r in req_ids), np.int64, count)
-        return Batch(req_ids, slots, drafts, tokens - drafts)
-
-    def _count(self, batch: Batch, wanted: int) -> None:
-        counters = self.counters
-        counters.rounds += 1
-        counters.scheduled += int(batch.drafts.sum())
-        counters.budget += wanted
-        counters.verified += batch.budget
-        counters.whole += not batch.trims
+            cu_num_logits = self.layout.boundaries(rows.drafts + self.layout.num_bonus_tokens)
+        return self._laid_out(cu_num_logits, rows.scheduled)
 
     def _collect(self) -> None:
         """Tell the policy what has arrived."""
         if self.arrivals is None:
             return
         for arrival in self.arrivals.collect(self._step):
-            step, slots = arrival.step, arrival.slots
+            step, slots, confidence = arrival.step, arrival.slots, arrival.confidence
             self.policy.outcomes_arrived(step, slots, arrival.accepted, arrival.verified)
-            drew = arrival.emitted > 0  # in the middle of a prefill nothing will be verified
             if arrival.depth:
-                self.policy.confidences_arrived(step, slots[drew], arrival.confidence[drew])
-            self._learn_time(arrival)
-
-    def _learn_time(self, arrival: Arrival) -> None:
-        """Let a step's time correct the costs, one step late: how long the current blocks took to
-        draw is no business of their own budget."""
-        late, self._late = self._late, None
-        if late is not None and self.costs is not None:
-            self.costs.observe(*late)
-        known = self._shapes.pop(arrival.step, None)
-        if known is not None and arrival.ms is not None:
-            shape, replayed = known
-            self._late = shape, arrival.ms, replayed
+                drew = arrival.emitted > 0  # in the middle of a prefill nothing will be verified
+                if np.count_nonzero(drew) < drew.size:
+                    slots, confidence = slots[drew], confidence[drew]
+                self.policy.confidences_arrived(step, slots, confidence)
+            if self._timing is not None:
+                self._timing.arrived(arrival)
 
     @abstractmethod
     def _decide(self, batch: Batch) -> None:

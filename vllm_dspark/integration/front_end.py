@@ -1,0 +1,31 @@
+"""The seam in the process that answers requests: it has to understand our stats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_dspark.config import DSparkConfig
+
+
+def serves_dspark(vllm_config: Any) -> bool:
+    """Whether this engine's DSpark is ours."""
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.method != "dspark":
+        return False
+    return DSparkConfig.from_additional_config(vllm_config.additional_config).enabled
+
+
+def wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:
+    """The client of an engine that serves DSpark by us decodes our stats; others are left alone."""
+
+    def init(self: Any, *args: Any, **named: Any) -> None:
+        original(self, *args, **named)
+        if serves_dspark(self.vllm_config):
+            from vllm.v1.serial_utils import MsgpackDecoder
+
+            from vllm_dspark.integration.speculation_stats import outputs_type
+
+            self.decoder = MsgpackDecoder(outputs_type())
+
+    return init
