@@ -81,6 +81,66 @@ def calibrate(
 
 
 @app.command()
+def simulate(
+    profile: Annotated[
+        Path | None, typer.Option(help="Cost profile, as a server caches it.")
+    ] = None,
+    sweep: Annotated[
+        Path | None, typer.Option(help="A sweep's JSON: costs and acceptance are fitted to it.")
+    ] = None,
+    acceptance: Annotated[
+        str, typer.Option(help="By position, given acceptance before: 0.8,0.7,…")
+    ] = "",
+    sharpness: Annotated[float, typer.Option(min=0.0, help="How much drafts differ, logits.")] = 1,
+    noise: Annotated[float, typer.Option(min=0.0, help="Of the confidence head, logits.")] = 0.5,
+    overconfidence: Annotated[float, typer.Option(help="Of the confidence head, logits.")] = 0.0,
+    concurrency: Annotated[str, typer.Option(help="Requests in flight per GPU, several.")] = "",
+    rate: Annotated[str, typer.Option(help="Poisson arrivals per second and GPU, several.")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="Replicas behind a router.")] = 1,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
+    output: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a request emits; default: the sweep's, or 256")
+    ] = None,
+    fixed: Annotated[str, typer.Option(help="Depths of fixed arms, several.")] = "",
+    floor: Annotated[
+        float | None, typer.Option(min=0.0, help="tok/s that ours is to give each user.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="For each one in flight.")] = 8,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of arrivals, with --rate.")] = 60.0,
+    launch_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="Least ms of a step with a prefill.")
+    ] = None,
+    validate: Annotated[bool, typer.Option(help="Predict arms of the sweep from others.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File to write the figures to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    seed: int = 0,
+) -> None:
+    """Replay the scheduler over modelled costs: throughput, tok/s/user and depth by load."""
+    from vllm_dspark.simulation import command  # numpy comes with vLLM, which may be missing
+
+    console = Console(highlight=False)
+    try:
+        options = command.Options(
+            profile, sweep, _numbers(acceptance), sharpness, noise, overconfidence,
+            _numbers(concurrency), _numbers(rate), gpus, prompt, output,
+            [int(depth) for depth in _numbers(fixed)], floor, requests, seconds,
+            launch_ms=launch_ms, seed=seed, json=json, plot=plot,
+        )  # fmt: skip
+        for part in command.check(options) if validate else command.plan(options):
+            console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of numbers. Fix: such as 1,4,16") from None
+
+
+@app.command()
 def doctor() -> None:
     """Tell whether the plugin can work here, and list every seam into vLLM it would use."""
     console = Console()
@@ -118,12 +178,21 @@ def _device_line() -> str:
 
 
 def _ledger(problems: list[str]) -> Any:
-    from vllm_dspark.integration.ledger import ENGINE_SEAMS, INTERPRETER_SEAMS, REQUEST_SEAMS
+    from vllm_dspark.integration.ledger import (
+        ENGINE_SEAMS,
+        FRONT_END_SEAMS,
+        INTERPRETER_SEAMS,
+        REQUEST_SEAMS,
+    )
 
     table = Table(title="Seams into vLLM", show_lines=True)
     for column in ("target", "when", "reason", "goes when vLLM has", "fits"):
         table.add_column(column, overflow="fold")
-    groups = [("plugin loads", REQUEST_SEAMS), ("DSpark asked for, in the worker", ENGINE_SEAMS)]
+    groups = [
+        ("plugin loads", REQUEST_SEAMS),
+        ("DSpark asked for", FRONT_END_SEAMS),
+        ("DSpark asked for, in the worker", ENGINE_SEAMS),
+    ]
     if cpu.is_active():
         groups.append(("plugin loads under `vllm-dspark cpu`", INTERPRETER_SEAMS))
     for when, patches in groups:

@@ -1,0 +1,115 @@
+"""`vllm-dspark simulate`, as a person calls it."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.simulations import cost_model
+from tests.test_simulation_validation import made_up
+from vllm_dspark.cli import app
+
+FEW = ["--acceptance", "0.8,0.7,0.6", "--concurrency", "1,4", "--requests", "2", "--fixed", "2"]
+FEW += ["--output", "20"]
+
+
+def simulate(*arguments: str) -> tuple[int, str]:
+    """Exit status and what was printed."""
+    result = CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": "100"})
+    return result.exit_code, result.output
+
+
+def test_a_guess_needs_acceptance_only(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    code, text = simulate(*FEW, "--json", str(out))
+    assert code == 0
+    assert "a guess" in text
+    for name in ("no speculation", "fixed 2", "built-in-like", "vllm-dspark"):
+        assert text.count(name) == 2
+    points = json.loads(out.read_text())["points"]
+    assert [(p["policy"], p["concurrency"]) for p in points[3:5]] == [
+        ("vllm-dspark", 1), ("no speculation", 4)
+    ]  # fmt: skip
+    assert all(p["tokens_per_second"] > 0 for p in points)
+
+
+def test_arrivals_on_a_fleet() -> None:
+    code, text = simulate(
+        "--acceptance", "0.8,0.7", "--rate", "3", "--gpus", "1000", "--fixed", "1",
+        "--output", "20", "--seconds", "5",
+    )  # fmt: skip
+    assert code == 0
+    assert "1000 GPUs: 4 simulated behind a least-loaded router" in text
+    assert "requests/s per GPU" in text
+
+
+def test_a_profile_as_a_server_caches_it(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(cost_model().to_json({"vllm": "0.33.0", "device": "H200", "graphs": "1 2 4"}))
+    code, text = simulate(*FEW, "--profile", str(path))
+    assert code == 0
+    assert "a profile, device H200, vllm 0.33.0" in text
+    code, text = simulate("--acceptance", "0.8,0.7,0.6,0.5", "--profile", str(path))
+    assert code == 1
+    assert "the profile knows up to 3 drafts" in text
+
+
+def test_a_sweep_is_fitted_or_validated(tmp_path: Path) -> None:
+    path, out = tmp_path / "sweep.json", tmp_path / "rows.json"
+    path.write_text(made_up())
+    sweep = ["--sweep", str(path), "--prompt", "32"]
+    code, text = simulate(*sweep, "--concurrency", "1", "--requests", "2", "--fixed", "4")
+    assert code == 0
+    assert "fitted to the sweep's no speculation, γ = 1, γ = 2, γ = 3, γ = 4" in text
+    code, text = simulate(*sweep, "--validate", "--json", str(out))
+    assert code == 0
+    assert "predicted within 10%: fixed: 3 of 3. Fitted beyond it: 0" in text
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["arm"] for row in rows if not row["fitted"]} == {"γ = 2"}
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the bench extra")
+    path = tmp_path / "plan.png"
+    code, _ = simulate(*FEW, "--plot", str(path))
+    assert code == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures come all the same, and the error says what to install."""
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    code, text = simulate(*FEW, "--plot", str(tmp_path / "plan.png"))
+    assert code == 1
+    assert "vllm-dspark" in text
+    assert 'pip install "vllm-dspark[bench]"' in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "nothing says what is accepted"),
+        (["--acceptance", "0.8,high"], "no list of numbers"),
+        (["--acceptance", "0.8", "--rate", "1", "--concurrency", "1"], "not both"),
+        (["--acceptance", "0.8", "--validate"], "needs a sweep"),
+        (["--acceptance", "1.5"], "conditional"),
+        (["--acceptance", "0.8", "--profile", "nowhere.json"], "cannot read nowhere.json"),
+        (["--sweep", "nowhere.json"], "cannot read nowhere.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], said: str) -> None:
+    code, text = simulate(*arguments)
+    assert code == 1
+    assert said in text
