@@ -2,7 +2,8 @@
 
 The parallel part stays vLLM's: context K/V, the backbone's block pass, CUDA graph capture.
 Ours is what follows: from hidden states h_1..h_γ and base logits U_1..U_γ, drawing x_1..x_γ left
-to right from softmax(U_k + B_k), for every published Markov head (`vllm_dspark.heads`).
+to right from softmax(U_k + B_k), for every published Markov head (`vllm_dspark.heads`). Triton
+kernels do it (`draft_kernels`), or the torch code here, their reference in the engine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vllm.v1.worker.gpu.spec_decode.dspark.speculator import DSparkSpeculator
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.draft_depth import DraftDepth
+from vllm_dspark.integration.draft_kernels import DraftKernels, draft_kernels
 from vllm_dspark.integration.models import our_architecture
 
 
@@ -29,10 +31,12 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
         peak_confidence: the confidence of a draft is the largest probability of the distribution
             that it is drawn from, for want of a head. Not that of the draft itself, which would
             let the draft decide whether it is verified.
+        kernels: our kernels for the sequential stage; None where the reference below serves.
     """
 
     verification: Any = None
     peak_confidence = False
+    kernels: DraftKernels | None = None
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
@@ -63,6 +67,11 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
                 '--additional-config \'{"dspark": {"verification": "all"}}\'.'
             )
         return model
+
+    def load_model(self, target_model: torch.nn.Module) -> None:
+        """Load the drafter, and choose what draws from it."""
+        super().load_model(target_model)
+        self.kernels = draft_kernels(self)
 
     def observe_verification(
         self, idx_mapping: torch.Tensor, num_sampled: torch.Tensor, num_rejected: torch.Tensor
@@ -103,6 +112,9 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
         position = self.sample_pos[:rows].view(num_reqs, positions)
 
         previous = self.input_buffers.input_ids[self._anchor_idx[:num_reqs]]
+        if self.kernels is not None:
+            self.kernels.draw(self, base_logits, block_hidden, previous, request, position)
+            return
         state: torch.Tensor | None = None
         embeds = []
         peaks = []

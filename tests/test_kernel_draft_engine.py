@@ -1,0 +1,65 @@
+"""The engine drafting with our kernels: greedy output equals the target's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine import MICRO, Request, engine, observed, run, tokens
+from vllm_dspark.integration.draft_kernels import DraftKernels
+
+PROMPTS = ("import os\n", "def main():\n    ", "x = 1\ny = 2\n", "    for i in range(")
+
+pytestmark = pytest.mark.engine
+
+
+def batch(temperature: float) -> list[Request]:
+    """Four requests of different lengths; the second half sampled at `temperature`."""
+    return [
+        Request(
+            prompt,
+            {
+                "max_tokens": 24 - 3 * i,
+                "ignore_eos": True,
+                "temperature": temperature if i > 1 else 0.0,
+                "seed": i,
+            },
+            arrives=2 * i,
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference() -> list[list[int]]:
+    """What the target says by itself."""
+    with engine(MICRO) as llm:
+        return tokens(run(llm, batch(0.0)))
+
+
+@pytest.mark.parametrize(("head", "drafting"), [("vanilla", "probabilistic"), ("rnn", "greedy")])
+def test_greedy_equals_target(
+    monkeypatch: pytest.MonkeyPatch, reference: list[list[int]], head: str, drafting: str
+) -> None:
+    """Alone and beside sampled requests, which share launches and the draft cache with them."""
+    drawn: list[int] = []
+    draw = DraftKernels.draw
+
+    def counted(self: Any, proposer: Any, base_logits: Any, *others: Any) -> None:
+        drawn.append(len(base_logits))
+        draw(self, proposer, base_logits, *others)
+
+    monkeypatch.setattr(DraftKernels, "draw", counted)
+    ours = {"dspark": {"kernels": "triton", "verification": "all"}}
+    config = {
+        "method": "dspark",
+        "model": str(MICRO / f"dspark-{head}"),
+        "draft_sample_method": drafting,
+    }
+    with engine(MICRO, config, additional_config=ours) as llm:
+        with observed(llm) as seen:
+            assert tokens(run(llm, batch(0.0))) == reference
+            assert tokens(run(llm, batch(1.0)))[:2] == reference[:2]
+    assert len(drawn) > 10
+    assert seen[0].accepted_length > 1.5

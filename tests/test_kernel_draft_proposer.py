@@ -1,0 +1,156 @@
+"""The proposer with our kernels: which draw when, and the same drafts as without."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernel_cases import NAN
+from tests.test_proposer import VOCAB, make_model, make_proposer
+from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration import draft_kernels as module
+from vllm_dspark.integration.draft_kernels import draft_kernels
+from vllm_dspark.integration.proposer import DSparkProposer
+from vllm_dspark.kernels.dispatch import choose
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the proposer here is on the CPU")
+
+
+def prepared(head_type: str, option: Any = "triton", **options: Any) -> tuple[Any, torch.Tensor]:
+    """A bare proposer in float32 with all that choosing the kernels reads."""
+    proposer, hidden = make_proposer(make_model(head_type, **options).float(), 3, 4, 4)
+    proposer.dspark_config = DSparkConfig(kernels=option)
+    proposer.max_num_reqs = 10
+    proposer.draft_watermarker = None
+    proposer.use_fp64_gumbel = False
+    proposer.speculative_config = SimpleNamespace(rejection_sample_method="standard")
+    proposer.temperature = torch.ones(10)
+    proposer.seeds = torch.arange(10)
+    return proposer, hidden.float()
+
+
+@pytest.mark.parametrize("probabilistic", [False, True])
+@pytest.mark.parametrize("words", [VOCAB, 9])
+@pytest.mark.parametrize("head_type", ["vanilla", "gated", "rnn"])
+def test_drafts_are_the_references(head_type: str, words: int, probabilistic: bool) -> None:
+    """Tokens, confidences and cached logits, with the whole vocabulary and a reduced one."""
+    results = []
+    for option in ("reference", "triton"):
+        proposer, hidden = prepared(head_type, option, words=words)
+        if probabilistic:
+            proposer.draft_logits = torch.full((10, 4, VOCAB), NAN)
+            proposer._d2t_scatter_index = None
+            if words < VOCAB:
+                proposer._d2t_scatter_index = 2 * torch.arange(words)
+                proposer._draft_scatter_buf = torch.full((10, VOCAB), -torch.inf)
+        proposer.kernels = draft_kernels(proposer)
+        assert (proposer.kernels is not None) == (option == "triton")
+        proposer._sample_sequential(3, hidden)
+        assert bool(proposer.seen) == (option == "reference")  # which of the two really ran
+        logits = None if proposer.draft_logits is None else proposer.draft_logits[:3]
+        results.append((proposer.draft_tokens, proposer.draft_token_confidence_probs, logits))
+    (tokens, confidences, logits), (ours, our_confidences, our_logits) = results
+    assert torch.equal(ours, tokens)
+    torch.testing.assert_close(our_confidences, confidences)
+    if logits is not None:
+        assert our_logits is not None
+        torch.testing.assert_close(our_logits, logits)
+
+
+def test_depth_below_gamma() -> None:
+    """Two of four drafts: the other columns are left alone."""
+    proposer, hidden = prepared("rnn")
+    proposer.kernels = draft_kernels(proposer)
+    proposer.drawn = 2
+    untouched = proposer.draft_tokens.clone()
+    proposer._sample_sequential(3, hidden)
+    assert torch.equal(proposer.draft_tokens[:, 2:], untouched[:, 2:])
+    assert (proposer.draft_tokens[:3, :2] != untouched[:3, :2]).all()
+
+
+@pytest.mark.parametrize("method", ["standard", "block"])
+def test_noise_of_a_draft_depends_on_its_place_for_verification_by_blocks(method: str) -> None:
+    """Else on vLLM 0.32 a dropped draft, drawn again at its position, would be the same one."""
+    from vllm.v1.worker.gpu.sample import gumbel
+
+    proposer, _ = prepared("vanilla")
+    proposer.speculative_config.rejection_sample_method = method
+    kernels = draft_kernels(proposer)
+    assert kernels is not None
+    assert kernels._by_step == (method == "block" or hasattr(gumbel, "spec_step_seed"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"peak_confidence": True}, "no confidence head"),
+        ({"draft_watermarker": object()}, "watermarked"),
+        ({"draft_logits": torch.empty(0), "use_fp64_gumbel": True}, "float64"),
+    ],
+    ids=["peak", "watermark", "fp64"],
+)
+def test_what_the_kernels_cannot_do_is_left_to_the_reference(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], why: str
+) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(module, "_log", said.append)
+    proposer, _ = prepared("vanilla")
+    proposer.__dict__.update(changes)
+    assert draft_kernels(proposer) is None
+    assert why in said[0].why
+
+
+def test_weights_that_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(module, "_log", said.append)
+    proposer, _ = prepared("vanilla")
+    proposer.model.double()
+    assert draft_kernels(proposer) is None
+    proposer.model.float().sequential_head.markov_w1.double()
+    assert draft_kernels(proposer) is None
+    proposer.model.sequential_head = None
+    assert draft_kernels(proposer) is None
+    reasons = [choice.why.split("but ")[1] for choice in said]
+    assert reasons[0] == "weights are torch.float64"
+    assert reasons[1] == "the Markov head's tables are torch.float64 and torch.float32"
+    assert reasons[2] == "vLLM's own head draws this drafter's tokens"
+
+
+def test_chosen_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposer, _ = prepared("vanilla")
+    loaded: list[Any] = []
+    base = DSparkProposer.__mro__[2]
+    monkeypatch.setattr(base, "load_model", lambda self, target: loaded.append(target))
+    target = SimpleNamespace()
+    proposer.load_model(target)
+    assert loaded == [target]
+    assert proposer.kernels is not None
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "obstacle", "triton"),
+    [
+        ("auto", "", None, False),
+        ("triton", "", None, True),
+        ("reference", "", None, False),
+        ("triton", "", "an obstacle", False),
+        ("triton", "reference", None, False),
+        ("reference", "triton", None, True),
+        ("triton", "auto", None, False),
+    ],
+)
+def test_choice(option: str, variable: str, obstacle: str | None, triton: bool) -> None:
+    """The variable wins over the option; the reason names which of them, or the obstacle."""
+    choice = choose(option, {"DSPARK_KERNELS": variable}, obstacle)
+    assert choice.triton is triton
+    assert (f"DSPARK_KERNELS is {variable}" if variable else f'kernels is "{option}"') in choice.why
+    if obstacle:
+        assert obstacle in choice.why
+
+
+def test_unknown_choice_is_refused() -> None:
+    with pytest.raises(ValueError, match="DSPARK_KERNELS is 'cuda', known are 'auto'"):
+        choose("auto", {"DSPARK_KERNELS": "cuda"}, None)
