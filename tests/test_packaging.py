@@ -160,17 +160,15 @@ def test_entry_points(ask: Callable[[str], Any]) -> None:
         import sys
         from importlib.metadata import entry_points
         from vllm_dspark import cpu
-        groups = "vllm.general_plugins", "vllm.stat_logger_plugins", "console_scripts"
-        groups += ("triton.backends",)
+        groups = "vllm.general_plugins", "console_scripts", "triton.backends"
         def seen():
             return [[[e.name, e.value] for e in entry_points(group=g)] for g in groups]
         before = seen()
         sys.path.insert(0, str(cpu.SITE))
-        answer = [*before, seen()[3]]
+        answer = [*before, seen()[2]]
     """
-    plugins, loggers, scripts, backends, backends_after = ask(code)
+    plugins, scripts, backends, backends_after = ask(code)
     assert plugins == [["dspark", "vllm_dspark.plugin:register"]]
-    assert loggers == [["dspark", "vllm_dspark.integration.metrics:DSparkStatLogger"]]
     assert scripts == [["vllm-dspark", "vllm_dspark.cli:main"]]
     assert backends == []
     assert backends_after == [["cpu", "dspark_interpreter"]]

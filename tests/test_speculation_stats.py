@@ -12,7 +12,11 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_dspark.calibration.memory import PositionMetrics
-from vllm_dspark.integration.front_end import serves_dspark, wrap_client_init
+from vllm_dspark.integration.front_end import (
+    serves_dspark,
+    wrap_client_init,
+    wrap_stat_loggers_init,
+)
 from vllm_dspark.integration.metrics import DSparkStatLogger
 from vllm_dspark.integration.speculation_counts import SpeculationCounts
 from vllm_dspark.integration.speculation_stats import (
@@ -120,11 +124,19 @@ def test_metrics_add_up() -> None:
     assert shown("verified_drafts_total") == start + 18
 
 
-def test_other_engines_show_nothing() -> None:
-    quiet = DSparkStatLogger(config(None), [6])
-    quiet.record(with_speculation(SchedulerStats(), STATS), None, engine_idx=6)
-    labels = {"model_name": "served", "engine": "6"}
-    assert REGISTRY.get_sample_value("vllm_dspark_depth", labels) is None
+@pytest.mark.parametrize(
+    ("method", "enabled", "ours"),
+    [("dspark", True, True), ("dspark", False, False), ("eagle", True, False), (None, True, False)],
+)
+def test_other_engines_get_no_logger_of_ours(method: str | None, enabled: bool, ours: bool) -> None:
+    """The loggers that vLLM was given stay, in their place."""
+    made: list[Any] = []
+
+    def original(self: Any, vllm_config: Any, engines: Any, loggers: Any, *rest: Any) -> None:
+        made.extend([engines, loggers, *rest])
+
+    wrap_stat_loggers_init(original)(None, config(method, enabled=enabled), [6], ["theirs"], True)
+    assert made == [[6], ["theirs"] + [DSparkStatLogger] * ours, True]
 
 
 def test_counts_start_over_with_every_stats() -> None:

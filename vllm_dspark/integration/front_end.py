@@ -1,4 +1,4 @@
-"""The seam in the process that answers requests: it has to understand our stats."""
+"""The seams in the process that answers requests: it has to understand our stats, and show them."""
 
 from __future__ import annotations
 
@@ -27,5 +27,26 @@ def wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:
             from vllm_dspark.integration.speculation_stats import outputs_type
 
             self.decoder = MsgpackDecoder(outputs_type())
+
+    return init
+
+
+def wrap_stat_loggers_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Where stats are logged at all, ours are, of an engine that serves DSpark by us."""
+
+    def init(
+        self: Any,
+        vllm_config: Any,
+        engine_idxs: list[int] | None = None,
+        custom_stat_loggers: list[Any] | None = None,
+        *args: Any,
+        **named: Any,
+    ) -> None:
+        loggers = list(custom_stat_loggers or [])
+        if serves_dspark(vllm_config):
+            from vllm_dspark.integration.metrics import DSparkStatLogger
+
+            loggers.append(DSparkStatLogger)
+        original(self, vllm_config, engine_idxs, loggers, *args, **named)
 
     return init

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from vllm_dspark.integration.arguments import wrap_add_cli_args, wrap_create_speculative_config
 from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verification
-from vllm_dspark.integration.front_end import wrap_client_init
+from vllm_dspark.integration.front_end import wrap_client_init, wrap_stat_loggers_init
 from vllm_dspark.integration.interpreter import wrap_apply_top_k_top_p_triton
 from vllm_dspark.integration.patching import Patch
 from vllm_dspark.integration.runner import (
@@ -86,6 +86,21 @@ FRONT_END_SEAMS = (
             "renderer",
         ),
         wrap=wrap_client_init,
+    ),
+    Patch(
+        target="vllm.v1.metrics.loggers:StatLoggerManager.__init__",
+        reason="our metrics stand beside vLLM's, where an engine serves DSpark by us",
+        upstream="a stat logger plugin that does not turn stats on where they are off",
+        parameters=(
+            "self",
+            "vllm_config",
+            "engine_idxs",
+            "custom_stat_loggers",
+            "enable_default_loggers",
+            "aggregate_engine_logging",
+            "client_count",
+        ),
+        wrap=wrap_stat_loggers_init,
     ),
 )
 

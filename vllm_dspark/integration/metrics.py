@@ -1,7 +1,7 @@
 """`vllm_dspark_*` on /metrics: what is decided, and how well it is predicted.
 
-A plugin of vLLM's for stat loggers (entry-point group `vllm.stat_logger_plugins`). It runs in
-the process that answers HTTP, and reads what `speculation_stats` brings there. In the same
+A stat logger that runs in the process that answers HTTP, and reads what `speculation_stats` brings
+there. No plugin of vLLM's for such: that turns stats on where an operator has them off. In the same
 registry and with the same labels as vLLM's own metrics, several front ends included.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from vllm_dspark.integration.front_end import serves_dspark
 from vllm_dspark.integration.speculation_stats import SpeculationStats
 
 LABELS = ["model_name", "engine"]
@@ -47,15 +46,12 @@ def families() -> dict[str, Any]:
 
 
 class DSparkStatLogger(AggregateStatLoggerBase):
-    """Does nothing for engines that serve without us.
+    """Shows what engines that serve DSpark by us say of themselves.
 
     Args: those of vLLM's AggregateStatLoggerBase.
     """
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
-        self._active = serves_dspark(vllm_config)
-        if not self._active:
-            return
         self._model = vllm_config.model_config.served_model_name
         for index in engine_indexes:  # so that a scrape before the first request sees them
             self._count(SpeculationStats(), index)
@@ -69,7 +65,7 @@ class DSparkStatLogger(AggregateStatLoggerBase):
     ) -> None:
         """See vLLM's; called for every step's outputs."""
         stats = getattr(scheduler_stats, "speculation", None)
-        if not self._active or stats is None:
+        if stats is None:
             return
         self._count(stats, engine_idx)
         made, labels = families(), (self._model, str(engine_idx))
