@@ -21,6 +21,8 @@ GPU = "vllm.v1.worker.gpu"
 DSPARK = f"{GPU}.spec_decode.dspark.speculator:DSparkSpeculator"
 RUNNER = f"{GPU}.model_runner:GPUModelRunner"
 MODELS = "vllm.model_executor.models"
+REJECTION = f"{GPU}.spec_decode.rejection_sampler"
+SAMPLE = f"{GPU}.sample"
 DUMMY_RUN = (
     "self num_tokens args skip_attn uniform_decode context_len skip_eplb is_profile "
     "valid_dummy_state_slots randomize_inputs kwargs"
@@ -79,6 +81,10 @@ def test_patched_function_has_the_parameters_we_expect(vllm: Sources, patch: Pat
         (f"{RUNNER}.capture_model", "batches_to_profile"),
         (f"{RUNNER}.capture_model", "set_initial_cost_curves"),
         (f"{RUNNER}.execute_model", "make_lora_inputs"),
+        # where our rejection sampler takes its place, and who calls it
+        ("vllm.v1.worker.gpu_worker:Worker.load_model", "load_model"),
+        (f"{RUNNER}.load_model", "RejectionSampler"),
+        (f"{RUNNER}.sample", "rejection_sampler"),
         ("vllm.v1.worker.gpu_worker:Worker.initialize_from_config", "initialize_kv_cache"),
         ("vllm.v1.worker.gpu_worker:Worker.execute_model", "execute_model"),
     ],
@@ -127,6 +133,31 @@ def test_runner_takes_it_from_its_own_module(vllm: Sources, name: str) -> None:
             "num_tokens_per_req draft_tokens decode_query_len",
         ),
         (f"{GPU}.spec_decode.rejection_sampler:get_max_chunk_logits", "vocab_size"),
+        (f"{REJECTION}:RejectionSampler.__init__", "self sampler spec_config device watermark_key"),
+        (
+            f"{REJECTION}:RejectionSampler.__call__",
+            "self logits input_batch draft_logits invalid_drafts",
+        ),
+        (
+            f"{REJECTION}:RejectionSampler._get_logprobs_tensors",
+            "self sampled num_sampled logits cu_num_logits cu_num_logits_np max_num_logprobs",
+        ),
+        (
+            f"{REJECTION}:gather_draft_sampled",
+            "input_ids positions logits_indices expanded_idx_mapping expanded_local_pos "
+            "prefill_len",
+        ),
+        (
+            f"{GPU}.input_batch:get_num_sampled_and_rejected",
+            "num_sampled seq_lens cu_num_logits idx_mapping prefill_len",
+        ),
+        (
+            f"{SAMPLE}.sampler:Sampler.apply_sampling_params",
+            "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids "
+            "expanded_local_pos seq_lens_upper_bound_np skip_top_k_top_p",
+        ),
+        (f"{SAMPLE}.states:SamplingStates.max_num_logprobs", "self idx_mapping_np"),
+        ("vllm.v1.worker.gpu_worker:Worker.load_model", "self load_dummy_weights"),
         (
             f"{GPU}.attn_utils:get_query_lens_mismatch_unsupported_backend",
             "attn_groups checked_layer_names",
@@ -208,6 +239,30 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
             f"{GPU}.states:RequestState",
             "req_id_to_index index_to_req_id num_computed_tokens_np prefill_len max_num_reqs "
             "num_speculative_steps max_num_batched_tokens max_model_len",
+        ),
+        (RUNNER, "rejection_sampler sampler speculative_config device max_num_reqs batch_sharder"),
+        (
+            f"{REJECTION}:RejectionSampler",
+            "sampler num_speculative_steps use_block_verification watermark_key",
+        ),
+        (
+            f"{SAMPLE}.sampler:Sampler",
+            "needs_logits_processing sampling_states logits_processors thinking_budget_state "
+            "logprobs_mode return_sampling_mask use_fp64_gumbel compute_nans req_states",
+        ),
+        (
+            f"{SAMPLE}.states:SamplingStates",
+            "temperature top_k top_p min_p seeds vocab_size num_logprobs",
+        ),
+        (f"{SAMPLE}.logit_bias:LogitBiasState", "use_logit_bias"),
+        (f"{SAMPLE}.penalties:PenaltiesState", "use_penalty"),
+        (f"{SAMPLE}.bad_words:BadWordsState", "num_bad_words"),
+        (f"{SAMPLE}.thinking_budget:ThinkingBudgetState", "enabled use_thinking_budget"),
+        (
+            f"{GPU}.input_batch:InputBatch",
+            "cu_num_logits cu_num_logits_np num_draft_tokens_per_req expanded_local_pos "
+            "expanded_idx_mapping logits_indices positions input_ids seq_lens "
+            "seq_lens_cpu_upper_bound",
         ),
         (f"{GPU}.input_batch:InputBatch", "idx_mapping idx_mapping_np"),
         (f"{GPU}.input_batch:InputBuffers", "query_start_loc"),

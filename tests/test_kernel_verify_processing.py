@@ -1,0 +1,160 @@
+"""Which requests need vLLM's own processing, and who verifies: on stand-ins for the runner."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
+
+from vllm_dspark.integration.processing import DeviceOptions, needs_processing
+from vllm_dspark.integration.rejection import KernelRejectionSampler, RejectionHooks
+from vllm_dspark.kernels.dispatch import VARIABLE
+
+VOCAB = 50
+
+
+def array(values: list[Any], dtype: Any) -> SimpleNamespace:
+    return SimpleNamespace(np=np.array(values, dtype=dtype))
+
+
+def sampler(**changes: Any) -> SimpleNamespace:
+    """Eight requests: plain, at temperature 0.7, with min-p, top-k, top-p, a penalty, bias beside a
+    temperature, forbidden words and greedy."""
+    states = SimpleNamespace(
+        vocab_size=VOCAB,
+        temperature=array([1, 0.7, 1, 1, 0.7, 1, 0.7, 0], np.float32),
+        min_p=array([0, 0, 0.1, 0, 0, 0, 0, 0], np.float32),
+        top_k=array([VOCAB, VOCAB, VOCAB, 5, VOCAB, VOCAB, VOCAB, 5], np.int32),
+        top_p=array([1, 1, 1, 1, 0.9, 1, 1, 1], np.float32),
+        seeds=array(list(range(8)), np.int64),
+    )
+
+    def only(*places: int) -> np.ndarray:
+        return np.isin(np.arange(8), places)
+
+    made: dict[str, Any] = {
+        "sampling_states": states,
+        "needs_logits_processing": ~only(0),
+        "logits_processors": [
+            SimpleNamespace(use_logit_bias=only(6)),
+            SimpleNamespace(use_penalty=only(5)),
+            SimpleNamespace(num_bad_words=SimpleNamespace(np=only(7).astype(np.int32))),
+        ],
+        "thinking_budget_state": SimpleNamespace(enabled=False),
+        "return_sampling_mask": False,
+        "use_fp64_gumbel": False,
+    }
+    return SimpleNamespace(**(made | changes))
+
+
+def test_temperature_and_min_p_are_the_kernels() -> None:
+    """Top-k of a greedy request changes nothing, forbidden words do."""
+    everyone = np.arange(8)
+    assert needs_processing(sampler(), everyone).tolist() == [False] * 3 + [True] * 5
+    assert needs_processing(sampler(), np.array([4, 1, 0])).tolist() == [True, False, False]
+    assert needs_processing(sampler(), np.array([0])).tolist() == [False]
+
+
+def test_budgets_for_thinking_count() -> None:
+    budget = SimpleNamespace(enabled=True, use_thinking_budget=np.arange(8) == 1)
+    found = needs_processing(sampler(thinking_budget_state=budget), np.arange(4))
+    assert found.tolist() == [False, True, False, True]
+
+
+def test_processors_of_others_may_want_every_request_that_is_flagged() -> None:
+    others = [*sampler().logits_processors, SimpleNamespace(apply=None)]
+    found = needs_processing(sampler(logits_processors=others), np.arange(8))
+    assert found.tolist() == [False] + [True] * 7
+
+
+def test_options_are_copied_when_they_change() -> None:
+    states, options = sampler().sampling_states, DeviceOptions(torch.device("cpu"))
+    temperature, seeds, min_p = options.of(states, np.array([0, 1]))
+    assert temperature.tolist() == pytest.approx(states.temperature.np.tolist())
+    assert seeds.tolist() == list(range(8))
+    assert min_p is None
+    again, _, min_p = options.of(states, np.array([2]))
+    assert again is temperature
+    assert min_p is not None
+    assert min_p.tolist() == pytest.approx(states.min_p.np.tolist())
+    states.temperature.np[1] = 0.2
+    assert options.of(states, np.array([0]))[0].tolist()[1] == pytest.approx(0.2)
+    assert temperature.tolist()[1] == pytest.approx(0.7)  # launches under way keep what they read
+
+
+class Worker:
+    """What the hooks are mixed into."""
+
+    model_runner: Any
+
+    def load_model(self) -> None:
+        """The runner is there already."""
+
+
+class HookedWorker(RejectionHooks, Worker):
+    """As our workers are made."""
+
+
+def runner(kernels: str, **changes: Any) -> SimpleNamespace:
+    config = SimpleNamespace(
+        num_speculative_tokens=3,
+        enable_adaptive_verification=False,
+        rejection_sample_method="standard",
+        fly_entropy_threshold=0.3,
+        fly_entropy_top_k=3,
+    )
+    made: dict[str, Any] = {
+        "sampler": sampler(),
+        "speculative_config": config,
+        "device": torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        "max_num_reqs": 8,
+        "model_config": SimpleNamespace(dtype=torch.float32),
+        "vllm_config": SimpleNamespace(additional_config={"dspark": {"kernels": kernels}}),
+    }
+    made |= changes
+    made["rejection_sampler"] = RejectionSampler(
+        made["sampler"], made["speculative_config"], made["device"]
+    )
+    return SimpleNamespace(**made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ours"),
+    [
+        ({}, True),
+        ({"kernels": "auto"}, False),
+        ({"sampler": sampler(use_fp64_gumbel=True)}, False),
+        ({"sampler": sampler(return_sampling_mask=True)}, False),
+        ({"batch_sharder": object()}, False),
+        ({"model_config": SimpleNamespace(dtype=torch.float64)}, False),
+    ],
+    ids=["triton", "auto", "float64 noise", "sampling mask", "sharded", "float64 logits"],
+)
+def test_who_verifies(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], ours: bool) -> None:
+    """Ours where it was asked for and can, vLLM's own otherwise."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    worker = HookedWorker()
+    worker.model_runner = runner(**({"kernels": "triton"} | changes))
+    worker.load_model()
+    assert isinstance(worker.model_runner.rejection_sampler, KernelRejectionSampler) is ours
+
+
+def test_models_with_a_sampler_of_their_own_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "triton")
+
+    class Special(RejectionSampler):
+        pass
+
+    worker = HookedWorker()
+    worker.model_runner = runner("auto")
+    given = worker.model_runner.rejection_sampler
+    given.__class__ = Special
+    worker.load_model()
+    assert worker.model_runner.rejection_sampler is given
+    worker.model_runner.rejection_sampler = None  # a rank that does not sample
+    worker.load_model()
+    assert worker.model_runner.rejection_sampler is None

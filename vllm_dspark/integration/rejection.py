@@ -1,0 +1,217 @@
+"""The runner's rejection sampler with our verification kernels in it.
+
+vLLM's own turns the logits of the whole batch into float32 as soon as one request has a temperature
+other than 0 or 1, or any other option of sampling. Ours reads them as they are: temperature, min-p
+and seeds are the kernels' business. Requests that ask for more (top-k, top-p, penalties, bias,
+forbidden words, processors of others) go through vLLM's own processing, their rows alone. A
+grammar's mask is in the logits already.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.config.model import PROCESSED_LOGPROBS_MODES
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import (
+    RejectionSampler,
+    gather_draft_sampled,
+    get_max_chunk_logits,
+)
+
+from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.processing import DeviceOptions, needs_processing
+from vllm_dspark.kernels.dispatch import choose, device_obstacle
+from vllm_dspark.kernels.verify import Method, Verifier
+from vllm_dspark.kernels.verify_batch import Batch, DenseDraft
+from vllm_dspark.kernels.verify_verdict import Verdict
+
+
+class RejectionHooks:
+    """Mixed into a worker class of vLLM's, before it."""
+
+    model_runner: Any
+
+    def load_model(self, *args: Any, **options: Any) -> None:
+        """The runner has its sampler: put ours in its place where our kernels are to verify."""
+        super().load_model(*args, **options)  # type: ignore[misc]  # the worker has it
+        runner = self.model_runner
+        if runner.rejection_sampler is not None:
+            config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
+            choice = choose(config.kernels, os.environ, _obstacle(runner))
+            if choice.triton:
+                runner.rejection_sampler = KernelRejectionSampler(runner)
+            _log("Triton kernels" if choice.triton else "vLLM's own kernels", choice.why)
+
+
+def _obstacle(runner: Any) -> str | None:
+    """Why our kernels cannot verify in this engine; None if they can."""
+    theirs, sampler = runner.rejection_sampler, runner.sampler
+    method = runner.speculative_config.rejection_sample_method
+    if type(theirs) is not RejectionSampler:
+        return f"this model brings a {type(theirs).__name__} of its own"
+    if method not in ("standard", "block"):
+        return f"rejection sampling is {method!r}"
+    if theirs.watermark_key is not None:
+        return "tokens are watermarked"
+    if sampler.return_sampling_mask:
+        return "the words that could be sampled are to be returned"
+    if sampler.use_fp64_gumbel:
+        return "the Gumbel noise is to be float64"
+    if getattr(runner, "batch_sharder", None) is not None:
+        return "sampling is shared out among ranks"
+    return device_obstacle(runner.device, runner.model_config.dtype)
+
+
+def _log(who: str, why: str) -> None:
+    from vllm.logger import init_logger
+
+    init_logger("vllm.dspark").info_once("vllm-dspark: drafts are verified by %s: %s", who, why)
+
+
+class KernelRejectionSampler(RejectionSampler):
+    """In the place of a runner's own, with its sampler and its options.
+
+    Attributes:
+        verdict: of the last step that our kernels verified, on the device.
+    """
+
+    verdict: Verdict | None = None
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__(runner.sampler, runner.speculative_config, runner.device)
+        self._verifier = Verifier(runner.max_num_reqs, self.num_speculative_steps, runner.device)
+        self._options = DeviceOptions(runner.device)
+
+    def __call__(
+        self,
+        logits: torch.Tensor,  # [N, V]
+        input_batch: Any,
+        draft_logits: torch.Tensor | None = None,  # [slots, γ, V]
+        invalid_drafts: torch.Tensor | None = None,  # bool [N]
+    ) -> SamplerOutput:
+        """Verify a step's drafts. Never waits for the device."""
+        slots = input_batch.idx_mapping_np
+        special = np.flatnonzero(needs_processing(self.sampler, slots))
+        logprobs = self.sampler.sampling_states.max_num_logprobs(slots)
+        processed_logprobs = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+        width = self._most_drafts(input_batch, special) + 1
+        too_many = len(special) * width > get_max_chunk_logits(logits.shape[1])
+        if too_many or (processed_logprobs and logprobs != NO_LOGPROBS):
+            # Most rows are processed and kept then, which vLLM does piece by piece.
+            return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+        tokens, positions = gather_draft_sampled(
+            input_batch.input_ids,
+            input_batch.positions,
+            input_batch.logits_indices,
+            input_batch.expanded_idx_mapping,
+            input_batch.expanded_local_pos,
+            self.sampler.req_states.prefill_len.gpu,
+        )
+        processed = processed_row = None
+        if len(special):
+            processed, processed_row = self._process(
+                logits, input_batch, tokens, positions, special, width
+            )
+        if invalid_drafts is not None:
+            tokens = tokens.masked_fill(invalid_drafts, -1)
+        temperature, seeds, min_p = self._options.of(self.sampler.sampling_states, slots)
+        batch = Batch(
+            logits=logits,
+            offsets=input_batch.cu_num_logits,
+            tokens=tokens,
+            positions=positions,
+            slots=input_batch.idx_mapping,
+            temperature=temperature,
+            seeds=seeds,
+            gamma=self.num_speculative_steps,
+            most_drafts=self._most_drafts(input_batch),
+            min_p=min_p,
+            draft=None if draft_logits is None else DenseDraft(draft_logits),
+            processed=processed,
+            processed_row=processed_row,
+        )
+        method: Method = "block" if self.use_block_verification else "standard"
+        self.verdict = self._verifier.verify(batch, method)
+        return self._output(logits, input_batch, self.verdict, logprobs)
+
+    def _most_drafts(self, input_batch: Any, requests: Any = slice(None)) -> int:
+        """Most drafts of some requests of a batch; an upper bound where the device trims."""
+        scheduled = input_batch.num_draft_tokens_per_req
+        if scheduled is None:
+            return self.num_speculative_steps
+        return int(scheduled[requests].max(initial=0))
+
+    def _process(
+        self,
+        logits: torch.Tensor,
+        input_batch: Any,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        special: npt.NDArray[np.intp],
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """vLLM's processing of the rows of `special` requests.
+
+        How many rows a request has is known to the device alone, so each gets `width`. Those that
+        it does not have repeat its last row, and nobody reads them.
+
+        Returns:
+            float32 [P, V]; int32 [N], each row's place in it or -1.
+        """
+        rows, device = logits.shape[0], logits.device
+        requests = async_tensor_h2d(special, device=device)
+        start, stop = (input_batch.cu_num_logits[requests + i].long()[:, None] for i in (0, 1))
+        step = torch.arange(width, device=device)
+        own = (start + step < stop).flatten()
+        row = torch.minimum(start + step, stop - 1).flatten()
+        slots = input_batch.idx_mapping[requests]
+        processed = self.sampler.apply_sampling_params(
+            logits[row],
+            slots.repeat_interleave(width),
+            slots,
+            input_batch.idx_mapping_np[special],
+            positions[row],
+            tokens[row],
+            step.to(input_batch.expanded_local_pos.dtype).repeat(len(special)),
+            input_batch.seq_lens_cpu_upper_bound.numpy()[special],
+        )
+        place = torch.full((rows + 1,), -1, dtype=torch.int32, device=device)
+        # Repeated rows go to one more place, which is cut off.
+        numbers = torch.arange(len(row), dtype=torch.int32, device=device)
+        place[torch.where(own, row, rows)] = numbers
+        return processed, place[:rows]
+
+    def _output(
+        self, logits: torch.Tensor, input_batch: Any, verdict: Verdict, logprobs: int
+    ) -> SamplerOutput:
+        tensors = self._get_logprobs_tensors(
+            verdict.tokens,
+            verdict.emitted,
+            logits,
+            input_batch.cu_num_logits,
+            input_batch.cu_num_logits_np,
+            logprobs,
+        )
+        sampled, rejected = get_num_sampled_and_rejected(
+            verdict.emitted,  # set to 0 in place where the prompt is not through
+            input_batch.seq_lens,
+            input_batch.cu_num_logits,
+            input_batch.idx_mapping,
+            self.sampler.req_states.prefill_len.gpu,
+        )
+        return SamplerOutput(
+            sampled_token_ids=verdict.tokens,
+            logprobs_tensors=tensors,
+            # A failed request counts as corrupted where vLLM is told to look for it.
+            num_nans=verdict.failed if self.sampler.compute_nans else None,
+            num_sampled=sampled,
+            num_rejected=rejected,
+        )
