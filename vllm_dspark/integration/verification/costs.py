@@ -188,7 +188,7 @@ class StepCosts:
         self.model, self._follows = model, True
 
     def observe(self, shape: StepShape, ms: float, replayed: bool) -> None:
-        """A decode step took `ms` on the device.
+        """A decode step took `ms`, from the end of the step before.
 
         Args:
             shape: what it worked on.
