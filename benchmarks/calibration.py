@@ -22,11 +22,10 @@ from benchmarks.provenance import provenance
 from vllm_dspark import cpu, reliability
 from vllm_dspark.calibrate import calibrate
 from vllm_dspark.calibration.artifact import Sampling
-from vllm_dspark.calibration.metrics import brier_score, expected_calibration_error, roc_auc
+from vllm_dspark.calibration.fitting import quality
 from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.calibration.sts import apply_temperatures
 from vllm_dspark.drafters import find_drafter
-from vllm_dspark.scheduler.survival import prefix_survival
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -70,15 +69,22 @@ def predict_online(
 
 def scores(confidence: Floats, accepted: Ints, verified: Ints) -> dict[str, list[float]]:
     """ECE and Brier score of the survival of each prefix, and ROC-AUC of each confidence among the
-    rounds that got to it; [γ] each."""
-    survival = prefix_survival(confidence)
-    found: dict[str, list[float]] = {"ece": [], "brier": [], "roc_auc": []}
-    for k in range(confidence.shape[1]):
-        seen, reached = verified > k, (verified > k) & (accepted >= k)
-        outcome = accepted > k
-        found["ece"].append(expected_calibration_error(survival[seen, k], outcome[seen]))
-        found["brier"].append(brier_score(survival[seen, k], outcome[seen]))
-        found["roc_auc"].append(roc_auc(confidence[reached, k], outcome[reached]))
+    rounds that got to it; [γ] each.
+
+    Raises:
+        ValueError: one is undefined, for want of rounds that were accepted, or that were not.
+    """
+    judged = quality(confidence, accepted, verified)
+    columns = {
+        "ece": judged.survival.ece,
+        "brier": judged.survival.brier,
+        "roc_auc": judged.confidence.roc_auc,
+    }
+    found: dict[str, list[float]] = {}
+    for name, column in columns.items():
+        found[name] = [value for value in column if value is not None]
+        if len(found[name]) < len(column):
+            raise ValueError(f"{name} is undefined at draft {column.index(None) + 1}")
     return found
 
 

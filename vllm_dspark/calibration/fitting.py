@@ -73,8 +73,8 @@ def fit_artifact(
         temperatures=tuple(temperatures.tolist()),
         rounds=rounds,
         observations=tuple(int((verified[~held] > k).sum()) for k in range(gamma)),
-        before=_quality(raw, accepted[held], verified[held]),
-        after=_quality(calibrated, accepted[held], verified[held]),
+        before=quality(raw, accepted[held], verified[held]),
+        after=quality(calibrated, accepted[held], verified[held]),
         vllm_version=vllm_version,
         package_version=__version__,
         date=date,
@@ -94,7 +94,13 @@ def _held_out(held_out: npt.ArrayLike | None, rounds: int, seed: int) -> npt.NDA
     return held
 
 
-def _quality(confidence: Floats, accepted: Ints, verified: Ints) -> Quality:
+def quality(confidence: Floats, accepted: Ints, verified: Ints) -> Quality:
+    """How good confidences are, in themselves and as survival.
+
+    Args:
+        confidence: [N, γ], probabilities.
+        accepted, verified: int [N].
+    """
     survival = prefix_survival(confidence)
     rows = [verified > k for k in range(confidence.shape[1])]
     reached = [row & (accepted >= k) for k, row in enumerate(rows)]
