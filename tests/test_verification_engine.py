@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine import MICRO, Request, engine, observed, run, tokens
 from tests.pairs import write_drafter, write_target
-from tests.verification_cases import manager_of, runner_of
+from tests.verification_cases import Prices, manager_of, runner_of
 from vllm_dspark.scheduler.fixed import FixedPolicy
 
 pytestmark = pytest.mark.engine
@@ -73,6 +73,7 @@ def test_drafter_without_a_confidence_head(tmp_path: Path) -> None:
     options["additional_config"] = {"dspark": {"verification": "adaptive"}}
     with engine(tmp_path, {"method": "dspark"}, **options) as llm:
         manager = manager_of(llm)
+        manager.policy.costs = Prices(*(1 + 0.02 * k for k in range(4 * 4 + 1)))
         with observed(llm) as seen:
             assert tokens(run(llm, requests)) == expected
         known = manager.policy._confidence[0]
