@@ -134,9 +134,7 @@ def test_no_probe_beyond_memory() -> None:
 
 
 def test_hope_is_bounded_and_says_what_is_in_doubt() -> None:
-    """Less than predicted by a part; of depth 0 what was profiled, but no less than a third; and
-    steps that draft no less than what the host takes at least."""
-    cost, many, context = CostModel.default(GAMMA), np.array(16), np.array(4800)
+    """Less than predicted by a part; of depth 0 what was profiled, but no less than a third."""
     depths = np.array(DEPTHS)
     for factor, expected in ((1.0, 0.85), (2.0, 0.5), (10.0, 1 / 3)):
         cost = step_cases.model()
@@ -144,10 +142,27 @@ def test_hope_is_bounded_and_says_what_is_in_doubt() -> None:
             for depth in (0, 3):
                 step = shape(16, depth)
                 cost.observe(step, factor * step_cases.step_ms(step))
-        hoped = cost.hoped_ms(many, context, depths)
-        ratio = hoped / cost.steady_ms(many, context, depths)
+        hoped = cost.hoped_ms(16, 4800, depths, 3)
+        ratio = hoped / cost.steady_ms(np.array(16), np.array(4800), depths)
         assert ratio[0] == pytest.approx(expected, rel=0.05)
         np.testing.assert_allclose(ratio[1:], 0.85, rtol=0.01)
+
+
+def test_hope_is_as_large_as_doubt() -> None:
+    """Of a guess that saw one depth alone much stays open, and less of what was measured; of the
+    depth that was seen nothing but the usual part."""
+    open_: dict[str, np.ndarray] = {}
+    depths = np.array(DEPTHS)
+    for name, cost in {"guess": CostModel.default(GAMMA), "profile": step_cases.model()}.items():
+        step = shape(64, 1)
+        for _ in range(300):
+            cost.observe(step, step_cases.step_ms(step))
+        predicted = cost.steady_ms(np.array(64), np.array(64 * step_cases.CONTEXT), depths)
+        open_[name] = cost.hoped_ms(64, 64 * step_cases.CONTEXT, depths, 1) / predicted
+    assert (open_["guess"][[0, 2, 3, 4, 5]] < 0.8).all()
+    assert (open_["guess"] >= 1 / 3).all()
+    np.testing.assert_allclose(open_["profile"], 0.85, atol=0.03)
+    assert open_["guess"][1] == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize(

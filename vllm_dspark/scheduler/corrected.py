@@ -30,6 +30,16 @@ class Parts(NamedTuple):
     draft_rest: float  # context K/V, and context read by draft attention
 
 
+class Tables(NamedTuple):
+    """A profile with factors put onto it; times in ms, before `whole`."""
+
+    values: Floats  # of the target, at the knots of its table
+    table: Floats  # the same, at every size that graphs are captured for
+    context_ms: float
+    draft: Floats
+    draft_slope: Floats
+
+
 class CorrectedTimes:
     """Predictions; ints come in as arrays, and are not checked here.
 
@@ -54,38 +64,42 @@ class CorrectedTimes:
             float(profile.verify.values[0] + profile.draft_table[1, 1]) + profile.rates.request_ms
         )
         self._apply()
+        self._profiled = self._tables  # nothing is learned yet
 
     def _apply(self) -> None:
         """Factors differ from size to size and depth to depth: nothing may fall by them."""
         profile, correction = self.profile, self.correction
         factors = np.exp(correction.at_tokens(np.maximum(profile.verify.knots, 1)))
-        self._verify_values = np.maximum.accumulate(profile.verify.values * factors)
-        self._context_ms = profile.rates.context_ms + self._context_unit * correction.context
+        values = np.maximum.accumulate(profile.verify.values * factors)
         by_depth = np.exp(correction.depth)
-        self._draft_table = np.maximum.accumulate(profile.draft_table * by_depth[:, None], axis=0)
-        self._draft_slope = np.maximum.accumulate(profile.draft_slope * by_depth)
-        # Of every size that graphs are captured for, at hand.
-        self._table = profile.verify.read(np.arange(profile.verify.limit + 1), self._verify_values)
+        self._tables = Tables(
+            values,
+            profile.verify.read(np.arange(profile.verify.limit + 1), values),
+            profile.rates.context_ms + self._context_unit * correction.context,
+            np.maximum.accumulate(profile.draft_table * by_depth[:, None], axis=0),
+            np.maximum.accumulate(profile.draft_slope * by_depth),
+        )
         self._whole = math.exp(correction.whole)
         self._applied = correction.parts.copy()
 
     def verify_ms(self, tokens: Counts, requests: Counts, context: Counts, rows: Counts) -> Floats:
         """The target's part, float64, ms."""
         rates = self.profile.rates
-        linear = self._context_ms * context + rates.logits_ms * rows + rates.request_ms * requests
-        return self._whole * (self._table_ms(tokens) + linear)
+        linear = (
+            self._tables.context_ms * context + rates.logits_ms * rows + rates.request_ms * requests
+        )
+        return self._whole * (self._table_ms(tokens, self._tables) + linear)
 
-    def _table_ms(self, tokens: Counts) -> Floats:
-        """The target's table, before `whole`."""
-        if tokens.size and tokens.max() < self._table.size:
-            return self._table[tokens]
-        return self.profile.verify.read(tokens, self._verify_values)
+    def _table_ms(self, tokens: Counts, of: Tables) -> Floats:
+        if tokens.size and tokens.max() < of.table.size:
+            return of.table[tokens]
+        return self.profile.verify.read(tokens, of.values)
 
     def draft_ms(self, requests: Counts, depth: Counts, context: Counts, rows: Counts) -> Floats:
         """The drafter's part, float64, ms."""
         rates = self.profile.rates
         linear = rates.row_ms * rows + rates.draft_context_ms * context * (depth > 0)
-        return self._whole * (self._block_ms(requests, depth) + linear)
+        return self._whole * (self._block_ms(requests, depth, self._tables) + linear)
 
     def device_ms(
         self, tokens: Counts, requests: Counts, context: Counts, rows: Counts, depth: Counts
@@ -95,22 +109,53 @@ class CorrectedTimes:
             requests, depth, context, tokens
         )
 
-    def _block_ms(self, requests: Any, depth: Any) -> Any:
-        """The draft table of each depth, before `whole`."""
+    def _block_ms(self, requests: Any, depth: Any, of: Tables) -> Any:
+        """A draft pass of each depth."""
         within = np.minimum(requests, self._most_requests)
-        return self._draft_table[depth, within] + self._draft_slope[depth] * (requests - within)
+        return of.draft[depth, within] + of.draft_slope[depth] * (requests - within)
 
     def parts(self, shape: StepShape) -> Parts:
         """The prediction of one step, by parts."""
+        return Parts(*(self._whole * part for part in self._parts(shape, self._tables)))
+
+    def _parts(self, shape: StepShape, of: Tables) -> Parts:
         rates = self.profile.rates
         rest = rates.logits_ms * shape.logits_rows + rates.request_ms * shape.requests
-        rest += self._context_ms * shape.context_tokens
+        rest += of.context_ms * shape.context_tokens
         draft_rest = rates.row_ms * shape.tokens
         if shape.depth:
             draft_rest += rates.draft_context_ms * shape.context_tokens
-        table = float(self._table_ms(np.asarray(shape.tokens)))
-        block, whole = float(self._block_ms(shape.requests, shape.depth)), self._whole
-        return Parts(whole * table, whole * rest, whole * block, whole * draft_rest)
+        table = float(self._table_ms(np.asarray(shape.tokens), of))
+        return Parts(
+            table, rest, float(self._block_ms(shape.requests, shape.depth, of)), draft_rest
+        )
+
+    def spread(self, shape: StepShape, other: StepShape) -> float:
+        """Standard deviation of the logarithm of what one step takes over what the other does, on
+        the device: what profile, or guess, and measured times leave open."""
+        shares, others = (self._shares(step, self._padded(step)) for step in (shape, other))
+        return math.sqrt(self.correction.variance(shares - others))
+
+    def _padded(self, shape: StepShape) -> int:
+        return int(self.profile.verify.padded(np.asarray(shape.tokens)))
+
+    def _shares(
+        self, shape: StepShape, padded: int, verifies: bool = True, drafts: bool = True
+    ) -> Floats:
+        """What `Correction` takes: how the time of these parts goes with each correction.
+
+        By the profile, whatever was learned since. Steps of one shape say the same thing however
+        often they are seen. Shares that move along with what they teach would make each of them
+        say something else, and the filter sure of what nobody saw.
+        """
+        parts = self._parts(shape, self._profiled)
+        table, rest = (verifies * part for part in parts[:2])
+        draft, draft_rest = (drafts * part for part in parts[2:])
+        total = max(table + rest + draft + draft_rest, 1e-12)
+        unit_ms = verifies * self._context_unit * shape.context_tokens
+        return self.correction.shares(
+            padded, shape.depth, table / total, unit_ms / total, draft / total
+        )
 
     def floor_ms(self, requests: Any, depth: Any) -> Any:
         """What the host takes to launch the step, float64, ms."""
@@ -132,12 +177,8 @@ class CorrectedTimes:
         if total <= 0:
             return False
         correction, floor = self.correction, self.floor
-        verifies = parts.table > 0
-        unit_ms = self._whole * self._context_unit * shape.context_tokens * verifies
-        padded = int(self.profile.verify.padded(np.asarray(shape.tokens)))
-        shares = correction.shares(
-            padded, shape.depth, parts.table / total, unit_ms / total, parts.draft / total
-        )
+        verifies, padded = parts.table > 0, self._padded(shape)
+        shares = self._shares(shape, padded, verifies, parts.draft + parts.draft_rest > 0)
         log_ratio = math.log(measured_ms / total)
         log_ratio -= float(shares[1:] @ (correction.parts - self._applied))
         kind = padded.bit_length() // 2, shape.depth, verifies

@@ -43,7 +43,8 @@ class Correction:
         gamma: γ, drafts of a full block.
         least_context: units, at most 0: less would turn the rate negative.
         doubt: of the profile's ratios: 1 where they were measured. The parts may vary by that
-            many times as much.
+            many times as much, and `tokens` by its square: a table that was measured is known
+            far better than the rest, one that was guessed is not.
 
     Attributes:
         whole: float, logarithm.
@@ -59,7 +60,7 @@ class Correction:
         size = 3 + nodes + gamma
         prior = np.zeros((size, size))
         prior[self._context, self._context] = CONTEXT**2
-        prior[self._tokens, self._tokens] = TOKENS**2 * _neighbours(nodes)
+        prior[self._tokens, self._tokens] = (TOKENS * doubt) ** 2 * _neighbours(nodes)
         prior[self._depth, self._depth] = DEPTH**2 * _neighbours(gamma + 1)
         prior[0, 0] = WHOLE**2
         self._prior = prior * doubt**2
@@ -134,7 +135,7 @@ class Correction:
 
     def variance(self, shares: Floats) -> float:
         """Of the logarithm of a step's predicted time."""
-        return float(shares @ (self._doubt @ shares))
+        return max(float(shares @ (self._doubt @ shares)), 0.0)
 
     def doubt_whole(self) -> None:
         """The step as a whole may take another time by now."""
@@ -168,10 +169,24 @@ class Correction:
             gain = self._doubt @ shares
         variance = float(shares @ gain) + self.gate.noise**2
         self._state += gain * (verdict.log_ratio / variance)
-        np.maximum(self._state, self._least, out=self._state)
-        np.minimum(self._state, self._most, out=self._state)
         self._doubt -= gain[:, None] * (gain / variance)
+        self._keep_within()
         return True
+
+    def _keep_within(self) -> None:
+        """Put what left its limits onto them, and let the others make up for it, by how they go
+        with it. Where it alone were cut off, they would be left with a change that only makes
+        sense together with its own, and would run away from what is measured."""
+        state = self._state
+        for _ in range(state.size):
+            excess = state - np.minimum(np.maximum(state, self._least), self._most)
+            at = int(np.abs(excess).argmax())
+            if excess[at] == 0:
+                return
+            if self._doubt[at, at] > 0:
+                state -= self._doubt[at] * (excess[at] / self._doubt[at, at])
+            state[at] = min(max(state[at], self._least[at]), self._most[at])
+        np.clip(state, self._least, self._most, out=state)
 
 
 def _neighbours(count: int) -> Floats:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from vllm_dspark import checks
 from vllm_dspark.scheduler.corrected import CorrectedTimes, Counts, Parts
+from vllm_dspark.scheduler.hope import hoped_ms
 from vllm_dspark.scheduler.monotone import Floats
 from vllm_dspark.scheduler.profile_text import from_text, to_text
 from vllm_dspark.scheduler.roofline import roofline
@@ -30,8 +31,6 @@ from vllm_dspark.scheduler.step_times import StepSample, StepShape, StepTimes, c
 __all__ = ["CostModel", "StepSample", "StepShape"]
 
 ERROR_WINDOW = 256  # predictions
-HOPE = 0.15  # part that steps may take less than predicted
-LEAST = 1 / 3  # share of the predicted time that steps without drafts may take
 
 
 class CostModel:
@@ -184,21 +183,20 @@ class CostModel:
         device_ms = self._times.device_ms(tokens, requests, context_tokens, tokens, depths)
         return np.maximum(device_ms, self._times.floor_ms(requests, depths))
 
-    def hoped_ms(self, requests: Counts, context_tokens: Counts, depths: Counts) -> Floats:
-        """The least that steps may take which nobody has seen for long; as `steady_ms`.
+    def hoped_ms(self, requests: int, context_tokens: int, depths: Counts, current: int) -> Floats:
+        """The least that steps may take which nobody has seen for long, of those of `steady_ms`.
 
-        It is a part less than predicted, the host's even as little as its doubt leaves open.
-        Where nothing is drafted, all that was learned may have been the host's doing: the device
-        takes what was profiled, if that is not below a third of what is predicted.
+        See `hope`.
+
+        Args:
+            requests, context_tokens: at least 0.
+            depths: int64 [D], at most γ.
+            current: index into depths, of the steps that run.
+
+        Returns:
+            float64 [D], ms.
         """
-        tokens = requests * (1 + depths)
-        step = tokens, requests, context_tokens, tokens, depths
-        device_ms, profiled_ms = self._times.device_ms(*step), self._profiled.device_ms(*step)
-        least_ms = (1 - HOPE) * device_ms
-        idle_ms = np.minimum(least_ms, np.maximum(profiled_ms, LEAST * device_ms))
-        floor_ms = (1 - HOPE) * self._times.floor_ms(requests, depths)
-        floor_ms *= np.exp(-2 * self._times.floor.doubt(requests))
-        return np.maximum(np.where(depths > 0, least_ms, idle_ms), floor_ms)
+        return hoped_ms(self._times, self._profiled, requests, context_tokens, depths, current)
 
     def budget_curve(
         self,

@@ -44,7 +44,8 @@ class CostProbeSettings:
         longest: steps that the interval doubles up to.
         times: measured ones that a probe wants to see, at least 1.
         most_steps: of one probe.
-        saved: steps that may be earned beforehand; so many there are at the start.
+        saved: steps that may be earned beforehand; so many there are at the start. A profile that
+            was measured leaves most of them; one that was guessed needs them for its first loads.
 
     Raises:
         ValueError: an argument, which it names, is outside of that.
@@ -56,7 +57,7 @@ class CostProbeSettings:
     longest: int = 4096
     times: int = 3
     most_steps: int = 8
-    saved: int = 48
+    saved: int = 96
 
     def __post_init__(self) -> None:
         if checks.amount("share", self.share) >= 1:
@@ -183,7 +184,7 @@ class CostProbing:
     def _hopeful(self, steady: Steady, cost: CostModel, margin: float) -> int | None:
         """Index of the depth to probe: 0 before all others, then what promises most."""
         current, depths, requests, context_tokens, tokens, step_ms = steady
-        hope = tokens / cost.hoped_ms(np.array(requests), np.array(context_tokens), depths)
+        hope = tokens / cost.hoped_ms(requests, context_tokens, depths, current)
         worth = hope > (1 + margin) * tokens[current] / step_ms[current]
         worth &= [self._step - self._sure[depth] >= self.interval for depth in depths]
         worth[1:] &= self._step >= self._next

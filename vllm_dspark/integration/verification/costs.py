@@ -1,6 +1,11 @@
 """What steps cost on this engine: profiled when vLLM captures its graphs, corrected by every step.
 
 Where vLLM captures none (CPU, eager), prices start from the cost model's guess.
+
+The profile has no rejection sampling in it, only an argmax of the logits: vLLM's dummy steps end
+before the sampler, and what the sampler takes hangs on temperatures, top-k, top-p, penalties and
+grammars of requests that nobody knows at start-up. Measured steps have it in them. It grows with
+the rows that are verified, as tokens do, so that the correction puts it down to those.
 """
 
 from __future__ import annotations
