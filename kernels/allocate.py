@@ -71,7 +71,11 @@ def _largest(keys, budget):
     return value
 
 
-@triton.jit(do_not_specialize=["requests", "budget", "regime"])
+# Nor by alignment: a batch's numbers begin anywhere in a larger buffer.
+@triton.jit(
+    do_not_specialize=["requests", "budget", "regime"],
+    do_not_specialize_on_alignment=["regimes_ptr", "limits_ptr", "others_ptr", "places_ptr"],
+)
 def allocate_kernel(
     offsets_ptr,  # int32 [≥ R + 1], out
     queries_ptr,  # int32 [≥ R + 1], out

@@ -11,6 +11,7 @@ from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.step_report import EVERY
+from vllm_dspark.integration.verification.allocation_kernel import allocation_of
 from vllm_dspark.integration.verification.arrivals import Arrivals, DeviceArrivals
 from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.integration.verification.calibrated import calibration_of
@@ -129,7 +130,10 @@ def _make(
     if device.type == "cuda":
         arrivals = DeviceArrivals(slots, gamma, device, alone)
     if kind is DeviceVerification:
-        return DeviceVerification(calibrator, layout, policy, costs, arrivals)
+        allocation = allocation_of(config, layout, gamma)
+        return DeviceVerification(
+            calibrator, layout, policy, costs, arrivals, allocation=allocation
+        )
     return HostVerification(layout, policy, costs, arrivals)
 
 

@@ -11,7 +11,7 @@ sits out is still to be ranked by is kept.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,11 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from vllm_dspark.calibration.online import OnlineCalibrator
-from vllm_dspark.integration.verification.allocation import admit, calibrated_survival
+from vllm_dspark.integration.verification.allocation import (
+    Allocation,
+    Candidates,
+    TorchAllocation,
+)
 from vllm_dspark.integration.verification.batch import Batch, Rows
 from vllm_dspark.integration.verification.manager import VerificationManager
 from vllm_dspark.scheduler.fixed import Ints
@@ -31,11 +35,14 @@ class DeviceVerification(VerificationManager):
     Args:
         calibrator: the policy's; its maps are kept on the device.
         rest: see `VerificationManager`.
+        allocation: ranks and lays out; None is torch's.
     """
 
     mode = "device"
 
-    def __init__(self, calibrator: OnlineCalibrator, *rest: Any) -> None:
+    def __init__(
+        self, calibrator: OnlineCalibrator, *rest: Any, allocation: Allocation | None = None
+    ) -> None:
         super().__init__(*rest)
         device = self.layout.query_start_loc.device
         slots, gamma = self.layout.query_start_loc.shape[0] - 1, self.policy.gamma
@@ -47,9 +54,10 @@ class DeviceVerification(VerificationManager):
         self._drafters: tuple[Ints, torch.Tensor, torch.Tensor] | None = None
         self._kept = torch.full((slots, gamma), 0.5, dtype=torch.float32, device=device)
         self._cu_num_logits = torch.zeros(slots + 1, dtype=torch.int32, device=device)
-        rows = torch.arange(1, slots + 1, dtype=torch.int32, device=device)
-        self._bonus_ends = rows * self.layout.num_bonus_tokens
-        self._known: _OnDevice | None = None
+        if allocation is None:
+            allocation = TorchAllocation(slots, self.layout.num_bonus_tokens, device)
+        self._allocation = allocation
+        self._known: tuple[Rows, Candidates] | None = None
 
     def observe(self, num_sampled: torch.Tensor, num_rejected: torch.Tensor) -> None:
         """As there. The last call before the drafter draws again."""
@@ -102,61 +110,37 @@ class DeviceVerification(VerificationManager):
         if not batch.trims:
             self._drafters = None  # these blocks are verified, whatever their confidences
             return self._whole(batch)
-        known = self._known_of(batch.rows)
-        ends = self._ranked(batch.budget, known, idx_mapping).cumsum(0, dtype=torch.int32)
-        count = len(req_ids)
+        count, held = len(req_ids), self._drafters
         cu_num_logits = self._cu_num_logits[: count + 1]
-        torch.add(ends, self._bonus_ends[:count], out=cu_num_logits[1:])
-        # Beyond the last row the runner has filled in the number of tokens, which is right.
-        torch.add(ends, known.others_ends, out=self.layout.query_start_loc[1 : count + 1])
+        self._allocation(
+            self._kept if held is None else held[2],
+            idx_mapping if held is None else None,
+            self._candidates(batch.rows),
+            self._current_maps(),
+            batch.budget,
+            cu_num_logits,
+            # Beyond the last row the runner has filled in the number of tokens, which is right.
+            self.layout.query_start_loc[: count + 1],
+        )
         return self._laid_out(cu_num_logits, batch.budget)
 
-    def _ranked(self, budget: int, known: _OnDevice, idx_mapping: torch.Tensor) -> torch.Tensor:
-        """Verified drafts, int32 [R]."""
-        count = len(idx_mapping)
-        if budget == 0 or count == 1:
-            return torch.full((count,), budget, dtype=torch.int32, device=idx_mapping.device)
-        if budget == known.most:
-            return known.limits
-        held = self._drafters
-        confidence = self._kept[idx_mapping] if held is None else held[2]
-        slope, intercept = self._current_maps()
-        survival = calibrated_survival(confidence, known.regimes, slope, intercept)
-        full = known.most == survival.numel()
-        return admit(survival, None if full else known.limits, budget)
-
-    def _known_of(self, rows: Rows) -> _OnDevice:
+    def _candidates(self, rows: Rows) -> Candidates:
         """Copied to the device once for as many steps as these rows last."""
-        if self._known is None or self._known.rows is not rows:
+        if self._known is None or self._known[0] is not rows:
             limits = self.policy.limits(rows.slots, rows.drafts)
             sampled = self.policy.sampled[rows.slots]
             host = np.stack([limits, np.cumsum(rows.others), sampled]).astype(np.int32)
             device = self.layout.query_start_loc.device
-            on_device, others_ends, regimes = async_tensor_h2d(host, device=device)
-            one = bool((sampled == sampled[0]).all())
-            self._known = _OnDevice(
-                rows,
-                int(limits.sum()),
-                on_device,
-                others_ends,
-                int(sampled[0]) if one else regimes,
-            )
-        return self._known
+            limits_there, others_ends, regimes = async_tensor_h2d(host, device=device)
+            regime = int(sampled[0]) if (sampled == sampled[0]).all() else None
+            most = int(limits.sum())
+            self._known = rows, Candidates(most, limits_there, others_ends, regimes, regime)
+        return self._known[1]
 
-    def _current_maps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slope and intercept [2, γ] each; copied to the device when the calibrator moved on."""
+    def _current_maps(self) -> torch.Tensor:
+        """Slopes and intercepts [2, 2, γ]; copied to the device when the calibrator moved on."""
         if self._version != self._calibrator.version:
             self._version = self._calibrator.version
             maps = np.stack(self._calibrator.affine()).astype(np.float32)
             async_tensor_h2d(maps, out=self._maps)
-        return self._maps[0], self._maps[1]
-
-
-class _OnDevice(NamedTuple):
-    """What the ranking needs to know of a batch, beside confidences."""
-
-    rows: Rows
-    most: int  # sum of `limits`
-    limits: torch.Tensor  # int32 [R], drafts that each request lets be verified
-    others_ends: torch.Tensor  # int32 [R], running sum of tokens that run in any case
-    regimes: torch.Tensor | int  # int32 [R], 0 greedy, 1 sampled; one for all where that is so
+        return self._maps
