@@ -31,6 +31,9 @@ def engine(options: Any = None, asked: bool = False, **changes: Any) -> Any:
             is_hybrid=changes.get("hybrid", False),
             return_sampling_mask=changes.get("masks", False),
         ),
+        cache_config=SimpleNamespace(
+            use_replayssm=changes.get("replay", False), use_kda_recoverssm=False
+        ),
         aux_output_config=SimpleNamespace(enabled=changes.get("experts", False)),
         lora_config=changes.get("lora"),
         compilation_config=SimpleNamespace(cudagraph_mode=graphs),
@@ -84,7 +87,9 @@ def plan(options: Any = None, spec: Any = HEAD, asked: bool = False, **changes: 
         ({"pipeline": 2}, False, "host", "pipeline"),
         ({"prefill_context": 2}, False, "host", "context parallelism"),
         ({"sharded": True}, False, "host", "batch-sharded"),
-        ({"hybrid": True}, False, "host", "recurrent"),
+        ({"hybrid": True}, False, "host", 'has to be "adaptive"'),
+        ({"hybrid": True, "asked": True}, True, "host", "recurrent layers tell"),
+        ({"hybrid": True, "replay": True}, False, "host", "recurrent layers that replay"),
         ({"masks": True}, False, "host", "sampling masks"),
         ({"experts": True}, False, "host", "experts"),
     ],
@@ -101,7 +106,11 @@ def test_what_is_decided(arguments: Any, adaptive: bool, mode: str, reason: str)
 @pytest.mark.parametrize("asked", [{"asked": True}, {"options": {"verification": "adaptive"}}])
 @pytest.mark.parametrize(
     ("obstacle", "reason"),
-    [({"pipeline": 2}, "pipeline"), ({"hybrid": True}, "recurrent"), ({"sharded": True}, "shard")],
+    [
+        ({"pipeline": 2}, "pipeline"),
+        ({"hybrid": True, "replay": True}, "recurrent"),
+        ({"sharded": True}, "shard"),
+    ],
     ids=str,
 )
 def test_what_was_asked_for_and_cannot_be_is_refused(
@@ -113,10 +122,14 @@ def test_what_was_asked_for_and_cannot_be_is_refused(
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("changes", [{"graphs": False}, {"lora": object()}], ids=["eager", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"graphs": False}, {"lora": object()}, {"hybrid": True}],
+    ids=["eager", "lora", "hybrid"],
+)
 def test_device_mode_that_cannot_be_is_refused(changes: Any) -> None:
     with pytest.raises(DSparkConfigError, match=r'"device".*Fix: leave verification_mode out'):
-        plan({"verification_mode": "device"}, **changes)
+        plan({"verification_mode": "device"}, asked=True, **changes)
 
 
 def test_cpu_means_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +194,7 @@ def test_every_obstacle_is_reported_once() -> None:
         {"pipeline": 2},
         {"prefill_context": 2},
         {"sharded": True},
-        {"hybrid": True},
+        {"hybrid": True, "replay": True},
         {"masks": True},
         {"experts": True},
     ]

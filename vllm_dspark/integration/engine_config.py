@@ -64,6 +64,7 @@ def _take_place(vllm_config: Any) -> bool:
             '--additional-config \'{"dspark": {"enabled": false}}\'.'
         )
     refuse_biased_blocks(vllm_config.speculative_config.rejection_sample_method, config)
+    settle_pipeline(vllm_config)
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
@@ -98,6 +99,32 @@ def refuse_biased_blocks(method: str, config: DSparkConfig) -> None:
             f'rejection_sample_method is "block", which vLLM {found} does not sample exactly. Fix: '
             '"standard", vLLM 0.33, or --additional-config \'{"dspark": {"kernels": "triton"}}\'.'
         )
+
+
+def settle_pipeline(vllm_config: Any) -> None:
+    """Pipeline stages need asynchronous scheduling. With synchronous, vLLM's engine fetches the
+    drafts of a step as soon as that is launched and schedules them before the token that comes
+    first, so that the next step has more drafts than tokens and a stage dies of it (0.32.0 and
+    0.33.0, `EngineCore.post_step`).
+
+    vLLM turns it off on every CPU, as not needed there; here it is, so it is turned on again.
+
+    Raises:
+        DSparkConfigError: it is off elsewhere.
+    """
+    from vllm.platforms import current_platform
+
+    parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
+    if parallel.pipeline_parallel_size == 1 or scheduler.async_scheduling:
+        return
+    if current_platform.is_cpu() and parallel.distributed_executor_backend == "mp":
+        scheduler.async_scheduling = True
+        return
+    raise DSparkConfigError(
+        f"pipeline_parallel_size is {parallel.pipeline_parallel_size} and scheduling is "
+        f"synchronous, with which vLLM {require_supported_vllm()} fails at the first drafts. Fix: "
+        "--async-scheduling, or --pipeline-parallel-size 1."
+    )
 
 
 def describe(

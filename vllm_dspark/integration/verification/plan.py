@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from vllm_dspark.checkpoint import DrafterSpec
+from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 
 Mode = Literal["device", "host"]
@@ -57,6 +60,9 @@ def make_plan(vllm_config: Any, config: DSparkConfig, spec: DrafterSpec | None) 
             obstacle = 'confidence is "never"'
         elif spec is None or not spec.has_confidence:
             obstacle = "the drafter has no confidence head"
+        elif obstacle is None and vllm_config.model_config.is_hybrid:
+            # Their states were seen to be right on a CPU alone.
+            obstacle = 'recurrent layers, where "verification" has to be "adaptive" to trim drafts'
     if obstacle is not None:
         if asked:
             raise DSparkConfigError(
@@ -86,14 +92,29 @@ def unsupported(vllm_config: Any) -> str | None:
         return "prefill context parallelism partitions the batch as it was scheduled"
     if parallel.enable_batch_sharded_sampling:
         return "batch-sharded sampling shards the batch as it was scheduled"
-    if model.is_hybrid:
-        return "recurrent layers plan their state from the drafts that were scheduled"
+    if model.is_hybrid and (recurrent := recurrent_obstacle(vllm_config.cache_config)) is not None:
+        return recurrent
     if getattr(model, "return_sampling_mask", False):
         return "returned sampling masks have the boundaries that were scheduled"
     if vllm_config.aux_output_config.enabled:
         return "returned experts have the boundaries that were scheduled"
     if not isinstance(vllm_config.additional_config, Mapping):
         return "additional_config is not an object that could carry the decision"
+    return None
+
+
+def recurrent_obstacle(cache_config: Any) -> str | None:
+    """Why drafts cannot be trimmed where some layers are recurrent, if they cannot.
+
+    Such layers keep a state for every draft of a block, and go on from the last accepted one's,
+    however many were run. vLLM 0.32's convolution for CPUs places it by a whole block's length.
+    """
+    from vllm.platforms import current_platform
+
+    if cache_config.use_replayssm or cache_config.use_kda_recoverssm:
+        return "recurrent layers that replay or recover their states do so by whole blocks"
+    if current_platform.is_cpu() and require_supported_vllm() < Version("0.33"):
+        return "recurrent layers on a CPU take whole blocks only before vLLM 0.33"
     return None
 
 
@@ -105,6 +126,8 @@ def host_reason(vllm_config: Any) -> str | None:
         return "the CPU backend reads query lengths on the host"
     if not current_platform.is_cuda_alike():
         return "device mode is for CUDA devices"
+    if vllm_config.model_config.is_hybrid:
+        return "recurrent layers tell drafts from prompts by query lengths on the host"
     if vllm_config.lora_config is not None:
         return "tokens are mapped to LoRA adapters on the host"
     if not vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs():
