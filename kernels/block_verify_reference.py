@@ -49,10 +49,11 @@ def _block_of_one(batch: Batch, request: int) -> Outcome:
         margin = min(margin, abs(h - u))
         if u <= h:
             accepted = i
-    last = target_distribution(batch, request, accepted)
+    last, verified = target_distribution(batch, request, accepted), ends
     if accepted < ends:
+        verified = len(drafts)
         last = (ratio[accepted] * targets[accepted] - proposals[accepted]).clamp(min=0)
     if last is None:
-        return Outcome([*drafts[:accepted], 0], len(drafts), True, margin)
+        return Outcome([*drafts[:accepted], 0], verified, True, margin)
     token, by = draw(batch, request, accepted, last)
-    return Outcome([*drafts[:accepted], token], len(drafts), False, min(margin, by))
+    return Outcome([*drafts[:accepted], token], verified, False, min(margin, by))

@@ -22,34 +22,45 @@ class Choice:
     why: str
 
 
-def wanted(option: str, environment: Mapping[str, str]) -> tuple[str, str]:
+def wanted(
+    option: str, environment: Mapping[str, str], needed_for: str | None = None
+) -> tuple[str, str]:
     """What was asked for, one of `CHOICES`, and where. DSPARK_KERNELS, if set, overrides the
-    option.
+    option; auto is triton where our kernels are `needed_for` something.
 
     Raises:
         ValueError: the variable holds another word.
     """
     named = environment.get(VARIABLE, "")
-    if not named:
-        return option, f'kernels is "{option}"'
-    if named not in CHOICES:
+    if named and named not in CHOICES:
         known = ", ".join(map(repr, CHOICES))
         raise ValueError(f"{VARIABLE} is {named!r}, known are {known}")
-    return named, f"{VARIABLE} is {named}"
+    word, source = option, f'kernels is "{option}"'
+    if named:
+        word, source = named, f"{VARIABLE} is {named}"
+    if word == "auto" and needed_for is not None:
+        return "triton", needed_for
+    return word, source
 
 
-def choose(option: str, environment: Mapping[str, str], obstacle: str | None) -> Choice:
+def choose(
+    option: str,
+    environment: Mapping[str, str],
+    obstacle: str | None,
+    needed_for: str | None = None,
+) -> Choice:
     """Choose for one stage.
 
     Args:
         option: `DSparkConfig.kernels`.
         environment: of the process.
         obstacle: why our kernels cannot serve the stage in this engine; None if they can.
+        needed_for: what was asked for that they alone can do; None if nothing was.
 
     Raises:
         ValueError: DSPARK_KERNELS holds an unknown word.
     """
-    word, source = wanted(option, environment)
+    word, source = wanted(option, environment, needed_for)
     if word == "reference":
         return Choice(False, source)
     if word == "auto":

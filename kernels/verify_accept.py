@@ -46,14 +46,15 @@ def store_verdict(
     """Write a request's part of a `Verdict` and of `Choice.row`.
 
     Args:
-        ends: rows before it were judged.
+        ends: drafts before it could be judged.
         own: the token after the accepted ones, or -1 if it is to be drawn.
     """
     known = tl.where(step < accepted, draft, tl.where(step == accepted, own, -1))
     tl.store(tokens_ptr + request * (GAMMA + 1) + step, known, mask=step <= GAMMA)
     tl.store(counts_ptr + request, accepted + 1)
-    tl.store(counts_ptr + requests + request, accepted)
-    tl.store(counts_ptr + 2 * requests + request, verified)
+    # What could not be judged was not rejected.
+    tl.store(counts_ptr + requests + request, tl.where(accepted < ends, verified - accepted, 0))
+    tl.store(counts_ptr + 2 * requests + request, accepted)
     tl.store(counts_ptr + 3 * requests + request, 0)  # until a draw fails
     tl.store(choice_ptr + 2 * request, tl.where(own >= 0, -1, start + accepted))
     rejected = at_step(draft, step, accepted)

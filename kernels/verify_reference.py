@@ -22,7 +22,7 @@ class Outcome:
 
     Attributes:
         tokens: the accepted drafts and one token more.
-        verified: drafts that were to be judged.
+        verified: drafts that were judged.
         failed: the row that decides has no distribution; the last token is 0.
         margin: how near the closest decision came to falling the other way, in units of
             probability for tests and of a logit for draws. Roundings of a kernel are far smaller
@@ -130,9 +130,9 @@ def _verify_one(batch: Batch, request: int) -> Outcome:
         accepted.append(draft)
     p = target_distribution(batch, request, len(accepted))
     if p is None:
-        return Outcome([*accepted, 0], len(drafts), True, margin)
+        return Outcome([*accepted, 0], len(accepted), True, margin)
     token, by = draw(batch, request, len(accepted), p)
-    return Outcome([*accepted, token], len(drafts), False, min(margin, by))
+    return Outcome([*accepted, token], len(accepted), False, min(margin, by))
 
 
 def _options(batch: Batch, request: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +26,39 @@ class Verdict:
         tokens = torch.empty(requests, gamma + 1, dtype=torch.int64, device=device)
         return cls(tokens, torch.empty(4, requests, dtype=torch.int32, device=device))
 
+    @classmethod
+    def joined(cls, verdicts: Sequence[Verdict]) -> Verdict:
+        """One verdict on the requests of all, in this order; at least one is given."""
+        if len(verdicts) == 1:
+            return verdicts[0]
+        tokens = torch.cat([verdict.tokens for verdict in verdicts])
+        return cls(tokens, torch.cat([verdict.counts for verdict in verdicts], dim=1))
+
     @property
     def emitted(self) -> torch.Tensor:
         """int32 [R], tokens that count: 1 to γ + 1."""
         return self.counts[0]
 
     @property
-    def accepted(self) -> torch.Tensor:
-        """int32 [R], drafts accepted: one less than `emitted`."""
+    def rejected(self) -> torch.Tensor:
+        """int32 [R], drafts that were judged and not accepted, with those behind them. Not those
+        behind a placeholder, nor one whose row, or whose own distribution, is none."""
         return self.counts[1]
 
     @property
-    def verified(self) -> torch.Tensor:
-        """int32 [R], drafts that were to be judged: those before a placeholder."""
+    def accepted(self) -> torch.Tensor:
+        """int32 [R], drafts accepted: one less than `emitted`."""
         return self.counts[2]
+
+    @property
+    def verified(self) -> torch.Tensor:
+        """int32 [R], drafts that were judged: `accepted` and `rejected`."""
+        return self.counts[1] + self.counts[2]
+
+    @property
+    def outcomes(self) -> torch.Tensor:
+        """int32 [2, R], `emitted` and `rejected`, where they lie."""
+        return self.counts[:2]
 
     @property
     def failed(self) -> torch.Tensor:

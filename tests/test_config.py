@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.config import (
+    CANDIDATES,
+    DEFAULT_CANDIDATES,
+    DSparkConfig,
+    DSparkConfigError,
+)
+from vllm_dspark.kernels.candidates import SIZES
 
 
 def read(options: Any) -> DSparkConfig:
@@ -33,6 +39,8 @@ def test_absent_options_are_all_defaults(additional_config: Any) -> None:
         {"confidence": "always", "check_weights": False},
         {"enabled": True, "confidence": "never", "check_weights": True},
         {"verification": "adaptive", "verification_mode": "host", "profile_context": 4096},
+        {"draft_candidates": 128},
+        {"draft_candidates": None},
     ],
     ids=str,
 )
@@ -92,6 +100,12 @@ def test_key_like_nothing_known_is_refused_too() -> None:
         ("profile_context", 0),
         ("profile_context", 512.0),
         ("profile_context", "512"),
+        ("draft_candidates", 8),  # the kernels begin at 16
+        ("draft_candidates", 48),
+        ("draft_candidates", -16),
+        ("draft_candidates", True),
+        ("draft_candidates", 64.0),
+        ("draft_candidates", "64"),
     ],
 )
 def test_wrong_type_or_value_is_named(key: str, value: Any) -> None:
@@ -99,6 +113,20 @@ def test_wrong_type_or_value_is_named(key: str, value: Any) -> None:
     with pytest.raises(DSparkConfigError) as caught:
         read({key: value})
     assert f"{key!r} is {value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [(16, 16), (256, 256), ("auto", DEFAULT_CANDIDATES), (0, None)]
+)
+def test_candidates(given: Any, count: int | None) -> None:
+    """None of them and 0 are the same thing: all words."""
+    assert read({"draft_candidates": given}).draft_candidates == count
+
+
+def test_candidates_are_what_the_kernels_take() -> None:
+    """Written down twice, so that reading options imports no Triton."""
+    assert SIZES == CANDIDATES
+    assert DEFAULT_CANDIDATES in CANDIDATES
 
 
 def test_all_problems_come_at_once() -> None:

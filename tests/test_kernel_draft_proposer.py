@@ -13,7 +13,6 @@ from tests.test_proposer import VOCAB, make_model, make_proposer
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration import draft_kernels as module
 from vllm_dspark.integration.draft_kernels import draft_kernels
-from vllm_dspark.integration.proposer import DSparkProposer
 from vllm_dspark.kernels.dispatch import choose
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the proposer here is on the CPU")
@@ -117,17 +116,6 @@ def test_weights_that_the_kernels_do_not_take(monkeypatch: pytest.MonkeyPatch) -
     assert reasons[0] == "weights are torch.float64"
     assert reasons[1] == "the Markov head's tables are torch.float64 and torch.float32"
     assert reasons[2] == "vLLM's own head draws this drafter's tokens"
-
-
-def test_chosen_when_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    proposer, _ = prepared("vanilla")
-    loaded: list[Any] = []
-    base = DSparkProposer.__mro__[2]
-    monkeypatch.setattr(base, "load_model", lambda self, target: loaded.append(target))
-    target = SimpleNamespace()
-    proposer.load_model(target)
-    assert loaded == [target]
-    assert proposer.kernels is not None
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,8 @@ def test_broken_rows_fail_their_request_alone(
     assert verdict.failed.tolist() == [1, 1, 1, 0]
     drafts = case.tokens.tolist()
     assert emitted(verdict) == [[0], [drafts[4], 0], [*drafts[7:9], 0], healthy[3]]
+    # A broken row rejects nothing; what it leaves unjudged teaches nobody.
+    assert verdict.outcomes.tolist() == [[1, 2, 3, 1], [0, 0, 0, 2]]
 
 
 def test_broken_draft_is_not_used() -> None:
@@ -261,7 +263,7 @@ def test_broken_draft_is_not_used() -> None:
     case.draft.logits[int(case.slots[0]), 0, 3] = NAN
     for method in REFERENCES:
         compare(case, method)
-        assert verified(case, method).accepted[0] == 0
+        assert verified(case, method).accepted[0] == verified(case, method).verified[0] == 0
 
 
 def test_arguments_that_do_not_fit() -> None:

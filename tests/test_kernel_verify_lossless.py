@@ -104,8 +104,9 @@ def _verify(
     )
     verdict = Verifier(requests, GAMMA, DEVICE).verify(on_device(case), method)
     assert not verdict.failed.any()
-    counts = verdict.counts.cpu().numpy()
-    return verdict.tokens.cpu().numpy(), counts[0], counts[1]
+    found = verdict.tokens, verdict.emitted, verdict.accepted
+    tokens, sizes, accepted = (tensor.cpu().numpy() for tensor in found)
+    return tokens, sizes, accepted
 
 
 @pytest.mark.parametrize("method", METHODS)

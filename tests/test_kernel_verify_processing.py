@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
@@ -21,9 +22,9 @@ def array(values: list[Any], dtype: Any) -> SimpleNamespace:
     return SimpleNamespace(np=np.array(values, dtype=dtype))
 
 
-def sampler(**changes: Any) -> SimpleNamespace:
-    """Eight requests: plain, at temperature 0.7, with min-p, top-k, top-p, a penalty, bias beside a
-    temperature, forbidden words and greedy."""
+def sampler(**changes: Any) -> Sampler:
+    """vLLM's, with what ours reads of it. Eight requests: plain, at temperature 0.7, with min-p,
+    top-k, top-p, a penalty, bias beside a temperature, forbidden words and greedy."""
     states = SimpleNamespace(
         vocab_size=VOCAB,
         temperature=array([1, 0.7, 1, 1, 0.7, 1, 0.7, 0], np.float32),
@@ -47,8 +48,11 @@ def sampler(**changes: Any) -> SimpleNamespace:
         "thinking_budget_state": SimpleNamespace(enabled=False),
         "return_sampling_mask": False,
         "use_fp64_gumbel": False,
+        "logprobs_mode": "raw_logprobs",
     }
-    return SimpleNamespace(**(made | changes))
+    one = Sampler.__new__(Sampler)
+    one.__dict__.update(made | changes)
+    return one
 
 
 def test_temperature_and_min_p_are_the_kernels() -> None:
@@ -92,11 +96,28 @@ class Worker:
     model_runner: Any
 
     def load_model(self) -> None:
-        """The runner is there already."""
+        """The runner is there already, without kernels: what they hold must outlive weights that
+        an engine discards to sleep."""
+        self.model_runner.speculator.has_weights = True
 
 
 class HookedWorker(RejectionHooks, Worker):
     """As our workers are made."""
+
+
+class Speculator:
+    """What the hooks see of a proposer."""
+
+    proposal = None
+    has_weights = False
+    kernels_after_weights: bool | None = None
+    followed: Any = None
+
+    def load_kernels(self) -> None:
+        self.kernels_after_weights = self.has_weights
+
+    def follow(self, sampling_states: Any) -> None:
+        self.followed = sampling_states
 
 
 def runner(kernels: str, **changes: Any) -> SimpleNamespace:
@@ -114,6 +135,7 @@ def runner(kernels: str, **changes: Any) -> SimpleNamespace:
         "max_num_reqs": 8,
         "model_config": SimpleNamespace(dtype=torch.float32),
         "vllm_config": SimpleNamespace(additional_config={"dspark": {"kernels": kernels}}),
+        "speculator": Speculator(),
     }
     made |= changes
     made["rejection_sampler"] = RejectionSampler(
@@ -141,6 +163,9 @@ def test_who_verifies(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], 
     worker.model_runner = runner(**({"kernels": "triton"} | changes))
     worker.load_model()
     assert isinstance(worker.model_runner.rejection_sampler, KernelRejectionSampler) is ours
+    speculator = worker.model_runner.speculator
+    assert speculator.kernels_after_weights
+    assert speculator.followed is worker.model_runner.sampler.sampling_states
 
 
 def test_models_with_a_sampler_of_their_own_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:

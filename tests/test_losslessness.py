@@ -62,19 +62,19 @@ def word_probabilities(logits: torch.Tensor, regime: dict[str, Any]) -> np.ndarr
     return (probabilities / probabilities.sum()).numpy()
 
 
-def exact_joint(target: Path, regime: dict[str, Any]) -> np.ndarray:
+def exact_joint(target: Path, regime: dict[str, Any], words: int = WORDS) -> np.ndarray:
     """Probability of every continuation, float64 [V, V, V], from transformers' own model."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float64).eval()
-    joint = np.ones((WORDS,) * POSITIONS)
+    joint = np.ones((words,) * POSITIONS)
     with torch.no_grad():
         for length in range(POSITIONS):
-            prefixes = np.indices((WORDS,) * length).reshape(length, WORDS**length).T
+            prefixes = np.indices((words,) * length).reshape(length, words**length).T
             ids = torch.tensor([PROMPT + list(map(int, p)) for p in prefixes])
             logits = model(ids).logits[:, -1]
             each = np.stack([word_probabilities(row, regime) for row in logits])
-            shape = (WORDS,) * (length + 1) + (1,) * (POSITIONS - length - 1)
+            shape = (words,) * (length + 1) + (1,) * (POSITIONS - length - 1)
             joint *= each.reshape(shape)
     return joint
 

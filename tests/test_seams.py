@@ -228,7 +228,8 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
             DSPARK,  # what the proposer reads and writes
             "sample_indices sample_idx_mapping sample_pos _anchor_idx draft_tokens "
             "draft_token_confidence_probs draft_logits input_buffers num_speculative_steps "
-            "use_confidence_head use_acceptance_estimator draft_model_config model",
+            "use_confidence_head use_acceptance_estimator draft_model_config model vllm_config "
+            "speculative_config temperature seeds draft_watermarker use_fp64_gumbel",
         ),
         (
             RUNNER,  # what a worker of ours reads and writes
@@ -278,6 +279,7 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
         ("vllm.sampling_params:SamplingParams", "temperature structured_outputs extra_args"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkForCausalLM", "model config draft_model_config"),
         (f"{MODELS}.gemma4_dspark:Gemma4DSparkForCausalLM", "model config draft_model_config"),
+        ("vllm.model_executor.layers.logits_processor:LogitsProcessor", "head_dtype"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkModel", "markov_head confidence_head"),
         (f"{MODELS}.gemma4_dspark:Gemma4DSparkModel", "markov_head confidence_head"),
         (

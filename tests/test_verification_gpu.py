@@ -16,6 +16,7 @@ from tests.engine import TINY, Request, engine, observed, run, tokens
 from tests.pairs import write_drafter, write_target
 from tests.test_gpu import GRAPHS, REQUESTS, speculation
 from tests.verification_cases import Prices, RandomBudget, RandomLengths, manager_of, runner_of
+from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
 
 pytestmark = pytest.mark.gpu
 
@@ -38,8 +39,8 @@ def replays(llm: Any) -> Iterator[list[tuple[int, int]]]:
         graphs.run_fullgraph = original
 
 
-def options(mode: str, **changes: Any) -> dict[str, Any]:
-    chosen = {"verification": "adaptive", "verification_mode": mode}
+def options(mode: str, kernels: str = "auto", **changes: Any) -> dict[str, Any]:
+    chosen = {"verification": "adaptive", "verification_mode": mode, "kernels": kernels}
     return GRAPHS | {"dtype": "float32", "additional_config": {"dspark": chosen}} | changes
 
 
@@ -52,14 +53,24 @@ def reference() -> list[list[int]]:
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("mode", "drafting"), [("device", "greedy"), ("device", "probabilistic"), ("host", "greedy")]
+    ("mode", "drafting", "kernels"),
+    [
+        ("device", "greedy", "auto"),
+        ("device", "probabilistic", "auto"),
+        ("device", "probabilistic", "triton"),
+        ("host", "greedy", "auto"),
+    ],
 )
-def test_fp32_tokens_equal(reference: list[list[int]], mode: str, drafting: str) -> None:
+def test_fp32_tokens_equal(
+    reference: list[list[int]], mode: str, drafting: str, kernels: str
+) -> None:
     """Twelve requests that arrive one after the other: as it serves, and with random budgets from
     none to all. Catches boundaries that differ between host, device and graph."""
-    with engine(TINY, speculation(drafting), **options(mode)) as llm:
+    with engine(TINY, speculation(drafting), **options(mode, kernels)) as llm:
         manager = manager_of(llm)
         assert manager.mode == mode
+        if kernels == "triton":
+            assert isinstance(manager._allocation, KernelAllocation)
         with observed(llm) as seen, replays(llm) as graphs:
             assert tokens(run(llm, REQUESTS)) == reference
         served = manager.snapshot()
@@ -98,7 +109,7 @@ def test_trimmed_batches_replay_full_graphs(mode: str) -> None:
 @pytest.mark.engine
 def test_eager_means_host(reference: list[list[int]]) -> None:
     """Which vLLM's own manager refuses."""
-    changes = {"enforce_eager": True, "compilation_config": None}
+    changes: dict[str, Any] = {"enforce_eager": True, "compilation_config": None}
     eager = options("auto", **changes)
     eager.pop("compilation_config")
     with engine(TINY, speculation("greedy"), **eager) as llm:

@@ -17,6 +17,7 @@ from tests.test_verification_manager import FULL, NAMES, RISING
 from tests.verification_cases import Prices
 from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.integration.verification.allocation import admit, calibrated_survival
+from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
 from vllm_dspark.integration.verification.arrivals import SETTLED, DeviceArrivals
 from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.integration.verification.device import DeviceVerification
@@ -24,6 +25,9 @@ from vllm_dspark.integration.verification.host import HostVerification
 from vllm_dspark.scheduler.verification import VerificationPolicy
 
 pytestmark = pytest.mark.gpu
+
+
+MODES = ["device", "kernel", "host"]  # kernel is device mode with our own
 
 
 def make(mode: str, alone: bool) -> tuple[Any, Any, dict[str, int]]:
@@ -36,8 +40,9 @@ def make(mode: str, alone: bool) -> tuple[Any, Any, dict[str, int]]:
     line = DeviceArrivals(SLOTS, GAMMA, gpu, alone)
     rest = Layout(States(), starts, 1, 1 << 20, True), policy, None, line
     manager: Any = HostVerification(*rest)
-    if mode == "device":
-        manager = DeviceVerification(calibrator, *rest)
+    if mode != "host":
+        allocation = KernelAllocation(SLOTS, GAMMA, 1, gpu) if mode == "kernel" else None
+        manager = DeviceVerification(calibrator, *rest, allocation=allocation)
     begin(manager, {name: None for name in NAMES})
     index = manager.layout.req_states.req_id_to_index
     slots = np.array([index[name] for name in NAMES])
@@ -56,7 +61,7 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("mode", ["device", "host"])
+@pytest.mark.parametrize("mode", MODES)
 def test_nothing_waits_for_the_device(mode: str) -> None:
     """A whole step, trimmed or not: planning, layout, sending what was drawn, collecting."""
     manager, batch, batch_tokens = make(mode, alone=True)
@@ -77,7 +82,7 @@ def test_nothing_waits_for_the_device(mode: str) -> None:
     assert len(verified) > 2
 
 
-@pytest.mark.parametrize("mode", ["device", "host"])
+@pytest.mark.parametrize("mode", MODES)
 def test_layout_on_the_device(mode: str) -> None:
     """The same checks as on CPU tensors, with a line of arrivals that takes its time."""
     manager, batch, batch_tokens = make(mode, alone=False)
@@ -104,8 +109,8 @@ def test_tables_arrive_from_the_device() -> None:
         for number in range(20):
             line.start()
             buffer.fill_(number / 32)
-            emitted = torch.full((2,), number, device=gpu)
-            line.send(number, np.array([3, 1]), emitted, emitted * 0 + 1, buffer[:2], 2)
+            outcomes = torch.tensor([[number] * 2, [1, 1]], dtype=torch.int32, device=gpu)
+            line.send(number, np.array([3, 1]), outcomes, buffer[:2], 2)
             buffer.fill_(float("nan"))
             torch.cuda.synchronize()
             arrived = line.collect(number + 1)

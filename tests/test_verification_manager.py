@@ -16,6 +16,7 @@ import torch
 from tests.manager_driver import GAMMA, SLOTS, begin, check, end, layout, step
 from tests.verification_cases import PlainCalibrator, Prices, RandomLengths
 from vllm_dspark.calibration.online import OnlineCalibrator
+from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
 from vllm_dspark.integration.verification.arrivals import Arrivals
 from vllm_dspark.integration.verification.device import DeviceVerification
 from vllm_dspark.integration.verification.host import HostVerification
@@ -32,13 +33,19 @@ def host(policy: Any = None, **changes: Any) -> Any:
     return HostVerification(layout(**changes), policy, None, Arrivals())
 
 
-def device(**changes: Any) -> Any:
+def device(allocation: Any = None, **changes: Any) -> Any:
     calibrator = OnlineCalibrator(GAMMA)
     policy = VerificationPolicy(SLOTS, GAMMA, calibrator, Prices(*RISING))
-    return DeviceVerification(calibrator, layout(**changes), policy, None, Arrivals())
+    rest = layout(**changes), policy, None, Arrivals()
+    return DeviceVerification(calibrator, *rest, allocation=allocation)
 
 
-@pytest.mark.parametrize("make", [host, device])
+def kernel(**changes: Any) -> Any:
+    """Device mode whose drafts are ranked by our kernel, in Triton's interpreter."""
+    return device(KernelAllocation(SLOTS, GAMMA, 1, torch.device("cpu")), **changes)
+
+
+@pytest.mark.parametrize("make", [host, device, kernel])
 def test_layouts_of_random_traffic(make: Any) -> None:
     """Prefills among decodes, blocks of any length, budgets from nothing to all. Requests come
     and go, confidences are random."""
@@ -71,14 +78,15 @@ def test_layouts_of_random_traffic(make: Any) -> None:
     assert counters["mode"] == manager.mode
     assert 0 < counters["whole"] < counters["rounds"] == 120
     assert 0 < counters["verified"] == counters["budget"] < counters["scheduled"]
-    assert manager.policy.calibrator.version > 0 if make is device else manager.policy.calibrator
+    assert make is host or manager.policy.calibrator.version > 0
 
 
-def test_device_and_host_rank_alike() -> None:
+@pytest.mark.parametrize("make", [device, kernel])
+def test_device_and_host_rank_alike(make: Any) -> None:
     """The same confidences give the same lengths, on the host and on tensors. Every fourth request
     lets less be verified, half of them are sampled."""
     ours, theirs = (
-        device(),
+        make(),
         host(VerificationPolicy(SLOTS, GAMMA, OnlineCalibrator(GAMMA), Prices(*RISING))),
     )
     random = np.random.default_rng(1)
@@ -100,7 +108,7 @@ def test_device_and_host_rank_alike() -> None:
     assert len(seen) > 10
 
 
-@pytest.mark.parametrize("make", [host, device])
+@pytest.mark.parametrize("make", [host, device, kernel])
 def test_whole_blocks_take_the_runners_layout(make: Any) -> None:
     """Nothing is computed, copied or launched: rows are a slice of what is at hand."""
     manager = make()
@@ -116,7 +124,7 @@ def test_whole_blocks_take_the_runners_layout(make: Any) -> None:
     assert manager.snapshot()["whole"] == 1
 
 
-@pytest.mark.parametrize("make", [host, device])
+@pytest.mark.parametrize("make", [host, device, kernel])
 def test_no_draft_pays(make: Any) -> None:
     """A batch of single tokens, whose host layout is exact in both modes."""
     manager = make()
@@ -128,7 +136,7 @@ def test_no_draft_pays(make: Any) -> None:
     assert laid_out.verified == 0
 
 
-@pytest.mark.parametrize("make", [host, device])
+@pytest.mark.parametrize("make", [host, device, kernel])
 def test_rows_that_the_sampler_takes_bound_the_budget(make: Any) -> None:
     """With vLLM's flag set its rejection sampler takes one chunk of rows."""
     manager = make(limit=9)
@@ -193,6 +201,25 @@ def test_outcomes_reach_the_calibrator() -> None:
     assert policy._current[[index["a"], index["b"]]].tolist() == [1, 1]  # drawn by step 1
     assert policy._block[:, index["a"]].tolist() == [1, 0]
     assert policy._block[:, index["b"]].tolist() == [1, -1]
+
+
+def test_kernels_know_what_could_not_be_judged() -> None:
+    """Where they verified, their table counts; of a step that they did not verify they know
+    nothing. To vLLM whatever was not accepted is rejected."""
+    manager = host()
+    # In the last step the second draft's row is no distribution.
+    tables = iter([None, None, None, torch.tensor([[2], [0]])])
+    manager.outcomes_of = lambda emitted: next(tables)
+    begin(manager, {"a": None})
+    end(manager, ["a"], [1], [0], [[0.9, 0.8, 0.7]])
+    for _ in range(3):
+        begin(manager, {})
+        laid_out = step(manager, {"a": 4}, {"a": 3})
+        end(manager, ["a"], [2], [laid_out.verified - 1], [[0.9, 0.8, 0.7]])
+    begin(manager, {})
+    step(manager, {"a": 4}, {"a": 3})
+    outcomes = [(int(o[1][0]), int(o[2][0])) for o in manager.policy.calibrator.observed]
+    assert outcomes == [(1, 3), (1, 3), (1, 1)]
 
 
 def test_block_that_was_not_drawn() -> None:
@@ -261,10 +288,11 @@ def test_rows_are_made_anew_when_something_changes(make: Any) -> None:
     assert after.slots.tolist() == [index["a"], index["b"]]
 
 
-def test_device_ranks_by_what_the_drafter_overwrote() -> None:
+@pytest.mark.parametrize("make", [device, kernel])
+def test_device_ranks_by_what_the_drafter_overwrote(make: Any) -> None:
     """One buffer holds the confidences of the last block pass. A request that sits out, and one
     whose row moves, are ranked by their own all the same."""
-    manager = device()
+    manager = make()
     begin(manager, {name: None for name in NAMES})
     index = manager.layout.req_states.req_id_to_index
     buffer, sure = torch.zeros(SLOTS, GAMMA), {"a": 0.9, "b": 0.1, "c": 0.95, "d": 0.6}

@@ -22,6 +22,19 @@ def _depth(value: Any) -> Any:
     return value
 
 
+CANDIDATES = (16, 32, 64, 128, 256)  # what the kernels take
+DEFAULT_CANDIDATES = 256  # no fewer lose less accepted length (benchmarks/candidate_overlap.py)
+
+
+def _candidates(value: Any) -> Any:
+    if value == "auto":
+        return DEFAULT_CANDIDATES
+    if value is None or (type(value) is int and value in (0, *CANDIDATES)):
+        return value or None
+    known = ", ".join(map(str, CANDIDATES))
+    raise PydanticCustomError("candidates", f'needed is one of {known}, "auto", or 0 for none')
+
+
 class DSparkConfig(BaseModel):
     """Options of the plugin. γ, the drafter and the drafting mode are vLLM's own options and
     stay in `--speculative-config`."""
@@ -82,6 +95,14 @@ class DSparkConfig(BaseModel):
             "depth: those that are drafted. full: all γ."
         ),
     )
+    draft_candidates: Annotated[int | None, BeforeValidator(_candidates)] = Field(
+        default=None,
+        description=(
+            "Words that each draft is drawn from: so many with the largest base logits. 16, 32, "
+            "64, 128 or 256; auto: 256. Needs our kernels, which then serve unless they are turned "
+            "off. None or 0: all words."
+        ),
+    )
     goal: Literal["throughput", "latency"] = Field(
         default="throughput",
         description=(
@@ -109,8 +130,8 @@ class DSparkConfig(BaseModel):
         default="auto",
         description=(
             "What draws and verifies drafts. reference: torch and vLLM's own kernels. triton: our "
-            "kernels, where they can. auto: the reference, until ours were measured to be faster. "
-            "DSPARK_KERNELS overrides it."
+            "kernels, where they can. auto: the reference, until ours were measured to be faster, "
+            "but ours with draft_candidates. DSPARK_KERNELS overrides it."
         ),
     )
     check_weights: bool = Field(

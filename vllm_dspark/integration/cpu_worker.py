@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from vllm_dspark.integration.broken_logits import BrokenHooks
 from vllm_dspark.integration.depth_hooks import DepthHooks
 from vllm_dspark.integration.rejection import RejectionHooks
 from vllm_dspark.integration.seams import open_engine_seams
 from vllm_dspark.integration.verification.hooks import VerificationHooks
 
 
-class DSparkCpuWorker(DepthHooks, VerificationHooks, RejectionHooks, CPUWorker):
+class DSparkCpuWorker(DepthHooks, VerificationHooks, RejectionHooks, BrokenHooks, CPUWorker):
     """Chosen through `parallel_config.worker_cls`, only where DSpark was asked for."""
 
     def init_device(self) -> None:

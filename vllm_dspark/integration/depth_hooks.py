@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_dspark.integration.draft_depth import DraftDepth
+from vllm_dspark.integration.rejection import KernelRejectionSampler
 from vllm_dspark.integration.step_clock import DeviceClock, HostClock
 from vllm_dspark.integration.step_meter import StepMeter
 from vllm_dspark.integration.step_report import EVERY, Startup, attach_report, take_plan
@@ -50,7 +51,11 @@ def make_meter(runner: Any) -> StepMeter:
     costs = getattr(manager, "costs", None)
     profile = costs.model.to_json({}) if costs is not None and costs.profiled else None
     clock = DeviceClock() if runner.device.type == "cuda" else HostClock()
-    startup = Startup(depths=_full_speed_depths(runner), costs=profile)
+    startup = Startup(
+        depths=_full_speed_depths(runner),
+        costs=profile,
+        finds_broken=isinstance(runner.rejection_sampler, KernelRejectionSampler),
+    )
     return StepMeter(runner.num_speculative_steps, manager, clock, startup, every=EVERY)
 
 

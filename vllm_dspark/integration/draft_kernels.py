@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
+from vllm_dspark.integration.candidate_mode import choose_kernels
+from vllm_dspark.integration.processing import DraftFilters
+from vllm_dspark.kernels.candidate import CandidateDrafter
 from vllm_dspark.kernels.confidence import confidence
 from vllm_dspark.kernels.dense import DenseDrafter
-from vllm_dspark.kernels.dispatch import Choice, choose, device_obstacle
+from vllm_dspark.kernels.dispatch import Choice, device_obstacle
 from vllm_dspark.kernels.draws import Draws
 from vllm_dspark.kernels.head_weights import ConfidenceWeights, HeadWeights
+from vllm_dspark.kernels.verify_batch import CompactDraft
 
 
 def draft_kernels(proposer: Any) -> DraftKernels | None:
@@ -19,9 +22,10 @@ def draft_kernels(proposer: Any) -> DraftKernels | None:
     and why, in the log.
 
     Raises:
+        DSparkConfigError: drafting from candidates needs them, and they cannot.
         ValueError: DSPARK_KERNELS holds an unknown word.
     """
-    choice = choose(proposer.dspark_config.kernels, os.environ, _obstacle(proposer))
+    choice = choose_kernels(proposer.dspark_config, "drawn", _obstacle(proposer))
     _log(choice)
     return DraftKernels(proposer) if choice.triton else None
 
@@ -34,12 +38,18 @@ def _obstacle(proposer: Any) -> str | None:
         return "there is no confidence head, and peak confidences come from the reference"
     if getattr(proposer, "draft_watermarker", None) is not None:
         return "drafts are watermarked"
-    if proposer.draft_logits is not None and proposer.use_fp64_gumbel:
+    if _probabilistic(proposer) and proposer.use_fp64_gumbel:
         return "the Gumbel noise is to be float64"
     w1, w2 = head.markov_w1.weight, head.markov_w2.weight
     if w1.dtype != w2.dtype:
         return f"the Markov head's tables are {w1.dtype} and {w2.dtype}"
     return device_obstacle(w1.device, w1.dtype)
+
+
+def _probabilistic(proposer: Any) -> bool:
+    if proposer.dspark_config.draft_candidates is None:
+        return proposer.draft_logits is not None
+    return bool(proposer.speculative_config.draft_sample_method == "probabilistic")
 
 
 def _log(choice: Choice) -> None:
@@ -57,7 +67,17 @@ class DraftKernels:
 
     On every tensor-parallel rank the base logits are gathered and the Markov head is whole, so all
     draw the same tokens.
+
+    Attributes:
+        proposal: what drafts were drawn from, by slot and position, where that is candidates, and
+            drafting is probabilistic. None: the proposer's `draft_logits` hold it, or a draft was
+            the only word it could be.
+        filters: of the requests, respected while drawing from candidates; given where `proposal`
+            is.
     """
+
+    proposal: CompactDraft | None = None
+    filters: DraftFilters | None = None
 
     def __init__(self, proposer: Any) -> None:
         from vllm.v1.worker.gpu.sample import gumbel
@@ -72,14 +92,28 @@ class DraftKernels:
             words = torch.arange(offsets.shape[0], device=offsets.device) + offsets
             if proposer.draft_logits is not None:  # only the draft words' columns are written
                 proposer.draft_logits.fill_(-torch.inf)
-        self._drafter = DenseDrafter(
-            HeadWeights.of(model.sequential_head, words), proposer.max_num_reqs
-        )
+        head = HeadWeights.of(model.sequential_head, words)
+        self._drafter: DenseDrafter | CandidateDrafter
+        if proposer.dspark_config.draft_candidates is None:
+            self._drafter = DenseDrafter(head, proposer.max_num_reqs)
+        else:
+            self._drafter = self._from_candidates(proposer, head)
         self._confidence = None
         if proposer.use_confidence_head:
             self._confidence = ConfidenceWeights.of(
                 model.model.confidence_head, proposer.num_speculative_steps
             )
+
+    def _from_candidates(self, proposer: Any, head: HeadWeights) -> CandidateDrafter:
+        device, count = head.w1.device, proposer.dspark_config.draft_candidates
+        slots, gamma = proposer.max_num_reqs, proposer.num_speculative_steps
+        if _probabilistic(proposer):
+            ids = torch.zeros(slots, gamma, count, dtype=torch.int32, device=device)
+            self.proposal = CompactDraft(ids, torch.full(ids.shape, -torch.inf, device=device))
+            self.filters = DraftFilters(slots, device)
+        # Of the LM head's logits: vLLM's processor of logits says where it is not the model's own.
+        dtype = proposer.model.logits_processor.head_dtype or head.w1.dtype
+        return CandidateDrafter(head, slots, gamma, count, dtype)
 
     def draw(
         self,
@@ -90,16 +124,30 @@ class DraftKernels:
         slots: torch.Tensor,  # int64 [R, γ]
         positions: torch.Tensor,  # int64 [R, γ]
     ) -> None:
-        """What `DSparkProposer._sample_sequential` writes: draft tokens, draft logits,
-        confidences."""
+        """What `DSparkProposer._sample_sequential` writes: draft tokens, what they were drawn
+        from, confidences."""
         rows = base_logits.shape[0]
-        draws = None
-        if proposer.draft_logits is not None:
-            draws = Draws(
-                slots, positions, proposer.temperature, proposer.seeds, by_step=self._by_step
-            )
         tokens = proposer.draft_tokens[:rows]
-        self._drafter.draw(base_logits, hidden, anchors, tokens, draws, proposer.draft_logits)
+        block = (base_logits, hidden, anchors, tokens)
+        if isinstance(self._drafter, CandidateDrafter):
+            if self.proposal is None:
+                self._drafter.draw(*block)
+            else:
+                draws = self._draws(proposer, slots, positions)
+                self._drafter.draw(*block, draws, self.proposal.ids, self.proposal.logprobs)
+        elif proposer.draft_logits is None:
+            self._drafter.draw(*block)
+        else:
+            draws = self._draws(proposer, slots, positions)
+            self._drafter.draw(*block, draws, proposer.draft_logits)
         if self._confidence is not None:
             out = proposer.draft_token_confidence_probs[:rows]
             confidence(hidden, self._drafter.head.w1, self._confidence, anchors, tokens, out)
+
+    def _draws(self, proposer: Any, slots: torch.Tensor, positions: torch.Tensor) -> Draws:
+        top_k, top_p = None, None
+        if self.filters is not None:
+            top_k, top_p = self.filters.top_k, self.filters.top_p
+        return Draws(
+            slots, positions, proposer.temperature, proposer.seeds, self._by_step, top_k, top_p
+        )

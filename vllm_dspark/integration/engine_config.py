@@ -12,6 +12,7 @@ from vllm_dspark import __version__
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.candidate_mode import needed_for, refuse_candidates
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.drafter_config import read_spec
 from vllm_dspark.integration.seams import open_front_end_seams
@@ -66,6 +67,7 @@ def _take_place(vllm_config: Any) -> bool:
     refuse_biased_blocks(vllm_config.speculative_config.rejection_sample_method, config)
     settle_pipeline(vllm_config)
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
+    refuse_candidates(config, spec)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
     obstacle = settle_depth(vllm_config, config)
@@ -94,7 +96,7 @@ def refuse_biased_blocks(method: str, config: DSparkConfig) -> None:
     found = require_supported_vllm()
     if method != "block" or found >= Version("0.33"):
         return
-    if wanted(config.kernels, os.environ)[0] != "triton":
+    if wanted(config.kernels, os.environ, needed_for(config))[0] != "triton":
         raise DSparkConfigError(
             f'rejection_sample_method is "block", which vLLM {found} does not sample exactly. Fix: '
             '"standard", vLLM 0.33, or --additional-config \'{"dspark": {"kernels": "triton"}}\'.'
@@ -139,10 +141,11 @@ def describe(
     speculative = vllm_config.speculative_config
     draft = speculative.draft_model_config
     drafter = "model-specific drafter, vLLM's own heads" if spec is None else spec.describe()
+    words = "" if config.draft_candidates is None else f" from {config.draft_candidates} candidates"
     return (
         f"active, proposer and verification taken over from vLLM's built-in DSpark; "
         f"drafter {draft.model}: {drafter}; γ={speculative.num_speculative_tokens}, "
-        f"drafting {speculative.draft_sample_method}, "
+        f"drafting {speculative.draft_sample_method}{words}, "
         f"depth {depth}, verification {plan.describe()}, "
         f"{speculative.rejection_sample_method} rejection sampling, "
         f"confidence {config.confidence}, calibration {calibration}"

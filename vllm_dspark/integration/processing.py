@@ -40,6 +40,36 @@ class DeviceOptions:
         return kept[1]
 
 
+class DraftFilters:
+    """Top-k and top-p of all requests, kept where a draft's CUDA graph reads them.
+
+    Attributes:
+        top_k: int32 [slots], the vocabulary's size or more for none.
+        top_p: float32 [slots], 1 for none.
+    """
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.top_k = torch.full((slots,), np.iinfo(np.int32).max, dtype=torch.int32, device=device)
+        self.top_p = torch.ones(slots, device=device)
+        self._kept: dict[str, npt.NDArray[Any]] = {}
+        self._states: Any = None
+
+    def follow(self, states: Any) -> None:
+        """From now on, take them from a sampler's `sampling_states`."""
+        self._states = states
+
+    def refresh(self) -> None:
+        """Copy what has changed, ahead of a draft's launch. Never waits for the device."""
+        if self._states is None:  # warm-up, before there are requests
+            return
+        for name, out in (("top_k", self.top_k), ("top_p", self.top_p)):
+            values = getattr(self._states, name).np
+            kept = self._kept.get(name)
+            if kept is None or not np.array_equal(kept, values):
+                host = self._kept[name] = values.copy()
+                async_tensor_h2d(host, out=out)
+
+
 def needs_processing(sampler: Any, slots: Ints) -> npt.NDArray[np.bool_]:
     """bool [R], for the requests in `slots` int [R], as vLLM's sampler keeps their options.
 

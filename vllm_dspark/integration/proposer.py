@@ -15,9 +15,11 @@ from vllm.config import VllmConfig
 from vllm.v1.worker.gpu.spec_decode.dspark.speculator import DSparkSpeculator
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.candidate_mode import without_draft_logits
 from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.draft_kernels import DraftKernels, draft_kernels
 from vllm_dspark.integration.models import our_architecture
+from vllm_dspark.kernels.verify_batch import CompactDraft
 
 
 class DSparkProposer(DraftDepth, DSparkSpeculator):
@@ -39,8 +41,13 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
     kernels: DraftKernels | None = None
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        super().__init__(vllm_config, device)
-        self.dspark_config = DSparkConfig.from_additional_config(vllm_config.additional_config)
+        config = DSparkConfig.from_additional_config(vllm_config.additional_config)
+        dense = config.draft_candidates is None
+        super().__init__(vllm_config if dense else without_draft_logits(vllm_config), device)
+        # vLLM's speculator has a copy of the configuration for itself.
+        self.speculative_config = vllm_config.speculative_config
+        self.vllm_config.speculative_config = vllm_config.speculative_config
+        self.dspark_config = config
 
     def load_draft_model(
         self, target_model: torch.nn.Module, target_attn_layer_names: set[str]
@@ -68,10 +75,25 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
             )
         return model
 
-    def load_model(self, target_model: torch.nn.Module) -> None:
-        """Load the drafter, and choose what draws from it."""
-        super().load_model(target_model)
+    def load_kernels(self) -> None:
+        """Choose what draws from the drafter, which is loaded."""
         self.kernels = draft_kernels(self)
+
+    @property
+    def proposal(self) -> CompactDraft | None:
+        """What drafts were drawn from where that is candidates; see `DraftKernels`."""
+        return None if self.kernels is None else self.kernels.proposal
+
+    def follow(self, sampling_states: Any) -> None:
+        """Respect the filters in a sampler's states, while drawing from candidates."""
+        if self.kernels is not None and self.kernels.filters is not None:
+            self.kernels.filters.follow(sampling_states)
+
+    def propose(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `DraftDepth`. What graphs read of the requests is brought up to date first."""
+        if self.kernels is not None and self.kernels.filters is not None:
+            self.kernels.filters.refresh()
+        return super().propose(*args, **kwargs)
 
     def observe_verification(
         self, idx_mapping: torch.Tensor, num_sampled: torch.Tensor, num_rejected: torch.Tensor
@@ -93,7 +115,8 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
 
         Writes:
             The first d columns, d ≤ n drafts being drawn (see `DraftDepth`): draft_tokens [R, γ],
-            target vocabulary; draft_logits where drafting is probabilistic;
+            target vocabulary; draft_logits, or the kernels' proposal, where drafting is
+            probabilistic;
             draft_token_confidence_probs [R, γ] where confidences are used.
         """
         head = getattr(self.model, "sequential_head", None)

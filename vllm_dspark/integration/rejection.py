@@ -9,7 +9,8 @@ grammar's mask is in the logits already.
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import (
     RejectionSampler,
@@ -27,8 +29,10 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import (
 )
 
 from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.broken_logits import CheckedSampler, broken_rows, void_tokens
+from vllm_dspark.integration.candidate_mode import choose_kernels
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
-from vllm_dspark.kernels.dispatch import choose, device_obstacle
+from vllm_dspark.kernels.dispatch import device_obstacle
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import Batch, DenseDraft
 from vllm_dspark.kernels.verify_verdict import Verdict
@@ -40,14 +44,23 @@ class RejectionHooks:
     model_runner: Any
 
     def load_model(self, *args: Any, **options: Any) -> None:
-        """The runner has its sampler: put ours in its place where our kernels are to verify."""
+        """Once the model is there, choose what draws drafts and what verifies them, and put our
+        sampler in the place of the runner's where our kernels are to verify. Not while the model
+        loads: the memory of that is given up when an engine sleeps, and only weights are put back.
+
+        Raises:
+            DSparkConfigError: drafting from candidates needs them, and they cannot.
+        """
         super().load_model(*args, **options)  # type: ignore[misc]  # the worker has it
         runner = self.model_runner
         if runner.rejection_sampler is not None:
+            runner.speculator.load_kernels()
             config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
-            choice = choose(config.kernels, os.environ, _obstacle(runner))
+            choice = choose_kernels(config, "verified", _obstacle(runner))
             if choice.triton:
+                runner.sampler = CheckedSampler(runner.sampler)
                 runner.rejection_sampler = KernelRejectionSampler(runner)
+            runner.speculator.follow(runner.sampler.sampling_states)
             _log("Triton kernels" if choice.triton else "vLLM's own kernels", choice.why)
 
 
@@ -61,10 +74,14 @@ def _obstacle(runner: Any) -> str | None:
         return f"rejection sampling is {method!r}"
     if theirs.watermark_key is not None:
         return "tokens are watermarked"
+    if type(sampler) is not Sampler:
+        return f"this model brings a {type(sampler).__name__} of its own"
     if sampler.return_sampling_mask:
         return "the words that could be sampled are to be returned"
     if sampler.use_fp64_gumbel:
         return "the Gumbel noise is to be float64"
+    if runner.speculator.proposal is not None and sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES:
+        return f"{sampler.logprobs_mode} are vLLM's own kernels' to tell"
     if getattr(runner, "batch_sharder", None) is not None:
         return "sampling is shared out among ranks"
     return device_obstacle(runner.device, runner.model_config.dtype)
@@ -84,11 +101,13 @@ class KernelRejectionSampler(RejectionSampler):
     """
 
     verdict: Verdict | None = None
+    _emitted: torch.Tensor | None = None  # what was returned as such with it
 
     def __init__(self, runner: Any) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
         self._verifier = Verifier(runner.max_num_reqs, self.num_speculative_steps, runner.device)
         self._options = DeviceOptions(runner.device)
+        self._proposal = runner.speculator.proposal  # of candidates, by slot as `draft_logits` are
 
     def __call__(
         self,
@@ -99,14 +118,13 @@ class KernelRejectionSampler(RejectionSampler):
     ) -> SamplerOutput:
         """Verify a step's drafts. Never waits for the device."""
         slots = input_batch.idx_mapping_np
-        special = np.flatnonzero(needs_processing(self.sampler, slots))
         logprobs = self.sampler.sampling_states.max_num_logprobs(slots)
-        processed_logprobs = self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
-        width = self._most_drafts(input_batch, special) + 1
-        too_many = len(special) * width > get_max_chunk_logits(logits.shape[1])
-        if too_many or (processed_logprobs and logprobs != NO_LOGPROBS):
-            # Most rows are processed and kept then, which vLLM does piece by piece.
-            return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+        if self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES and logprobs != NO_LOGPROBS:
+            # All rows are processed and kept then.
+            broken = broken_rows(logits)
+            output = super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+            output.num_nans = void_tokens(broken, input_batch.cu_num_logits, output.num_sampled)
+            return output
         tokens, positions = gather_draft_sampled(
             input_batch.input_ids,
             input_batch.positions,
@@ -115,18 +133,12 @@ class KernelRejectionSampler(RejectionSampler):
             input_batch.expanded_local_pos,
             self.sampler.req_states.prefill_len.gpu,
         )
-        processed = processed_row = None
-        if len(special):
-            processed, processed_row = self._process(
-                logits, input_batch, tokens, positions, special, width
-            )
-        if invalid_drafts is not None:
-            tokens = tokens.masked_fill(invalid_drafts, -1)
+        judged = tokens if invalid_drafts is None else tokens.masked_fill(invalid_drafts, -1)
         temperature, seeds, min_p = self._options.of(self.sampler.sampling_states, slots)
         batch = Batch(
             logits=logits,
             offsets=input_batch.cu_num_logits,
-            tokens=tokens,
+            tokens=judged,
             positions=positions,
             slots=input_batch.idx_mapping,
             temperature=temperature,
@@ -134,13 +146,37 @@ class KernelRejectionSampler(RejectionSampler):
             gamma=self.num_speculative_steps,
             most_drafts=self._most_drafts(input_batch),
             min_p=min_p,
-            draft=None if draft_logits is None else DenseDraft(draft_logits),
-            processed=processed,
-            processed_row=processed_row,
+            draft=self._proposal if draft_logits is None else DenseDraft(draft_logits),
         )
-        method: Method = "block" if self.use_block_verification else "standard"
-        self.verdict = self._verifier.verify(batch, method)
+        self.verdict = self._verify_batch(batch, input_batch, tokens)
         return self._output(logits, input_batch, self.verdict, logprobs)
+
+    def _verify_batch(self, batch: Batch, input_batch: Any, tokens: torch.Tensor) -> Verdict:
+        """At once or, where processed rows would take more memory than vLLM allows itself, some
+        requests after others. `tokens` [N] are the batch's before placeholders."""
+        special = np.flatnonzero(needs_processing(self.sampler, input_batch.idx_mapping_np))
+        width = self._most_drafts(input_batch, special) + 1
+        most = max(1, get_max_chunk_logits(batch.vocab_size) // width)
+        method: Method = "block" if self.use_block_verification else "standard"
+        verdicts = []
+        for start, stop in pairwise([0, *special[most::most], batch.requests]):
+            part = replace(
+                batch, offsets=batch.offsets[start : stop + 1], slots=batch.slots[start:stop]
+            )
+            some = special[(start <= special) & (special < stop)]
+            if len(some):
+                processed, row = self._process(
+                    batch.logits, input_batch, tokens, batch.positions, some, width
+                )
+                part = replace(part, processed=processed, processed_row=row)
+            verdicts.append(self._verifier.verify(part, method))
+        return Verdict.joined(verdicts)
+
+    def outcomes_of(self, num_sampled: torch.Tensor) -> torch.Tensor | None:
+        """`Verdict.outcomes` of the step that returned this; None if our kernels did not verify."""
+        if self.verdict is None or num_sampled is not self._emitted:
+            return None
+        return self.verdict.outcomes
 
     def _most_drafts(self, input_batch: Any, requests: Any = slice(None)) -> int:
         """Most drafts of some requests of a batch; an upper bound where the device trims."""
@@ -207,11 +243,11 @@ class KernelRejectionSampler(RejectionSampler):
             input_batch.idx_mapping,
             self.sampler.req_states.prefill_len.gpu,
         )
+        self._emitted = sampled
         return SamplerOutput(
             sampled_token_ids=verdict.tokens,
             logprobs_tensors=tensors,
-            # A failed request counts as corrupted where vLLM is told to look for it.
-            num_nans=verdict.failed if self.sampler.compute_nans else None,
+            num_nans=verdict.failed,  # which its last token is, see `broken_logits`
             num_sampled=sampled,
             num_rejected=rejected,
         )

@@ -26,6 +26,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from vllm_dspark.integration.broken_requests import BrokenRequests
 from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.kv_room import KvRoom
 from vllm_dspark.integration.speculation_counts import SpeculationCounts
@@ -58,6 +59,7 @@ class DepthScheduling:
     requests: dict[str, Any]
     kv_cache_manager: Any
     get_request_counts: Any
+    broken: frozenset[str] = frozenset()  # see `BrokenRequests`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -138,7 +140,7 @@ class DepthScheduling:
     def _learn(self, report: StepReport) -> None:
         controller = self.controller
         if report.startup is not None:
-            controller.start(*report.startup)
+            controller.start(report.startup.depths, report.startup.costs)
             if controller.varies:
                 self._follow(list(report.startup.depths))
         for step in report.steps:
@@ -155,8 +157,10 @@ class DepthScheduling:
         sampled = model_runner_output.sampled_token_ids
         for req_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
             request, row = self.requests.get(req_id), model_runner_output.req_id_to_index[req_id]
-            # A grammar's rejections say nothing about the drafter.
+            # Rejections by a grammar or by broken logits say nothing about the drafter.
             if request is None or request.use_structured_output or not sampled[row]:
+                continue
+            if req_id in self.broken:
                 continue
             accepted.append(len(sampled[row]) - 1)
             verified.append(len(drafts))
@@ -177,9 +181,9 @@ class ChosenDepth:
         return self.depth
 
 
-class DSparkScheduler(DepthScheduling, AsyncScheduler):
+class DSparkScheduler(BrokenRequests, DepthScheduling, AsyncScheduler):
     """Chosen through `scheduler_config.scheduler_cls`, only where DSpark was asked for."""
 
 
-class DSparkSyncScheduler(DepthScheduling, Scheduler):
+class DSparkSyncScheduler(BrokenRequests, DepthScheduling, Scheduler):
     """The same without asynchronous scheduling."""

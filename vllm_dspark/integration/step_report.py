@@ -49,6 +49,7 @@ class Startup(NamedTuple):
 
     depths: tuple[int, ...]  # that can be drafted at the price of their size, in 0..γ
     costs: str | None  # `CostModel.to_json` of what was profiled, if anything was
+    finds_broken: bool = False  # they say whose logits are broken, see `broken_logits`
 
 
 class StepReport(NamedTuple):

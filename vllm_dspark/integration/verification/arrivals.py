@@ -82,8 +82,7 @@ class Arrivals:
         self,
         step: int,
         slots: npt.NDArray[np.int64],
-        emitted: torch.Tensor,
-        rejected: torch.Tensor,
+        outcomes: torch.Tensor,
         confidence: torch.Tensor,
         depth: int,
     ) -> None:
@@ -92,18 +91,18 @@ class Arrivals:
         Args:
             step: its number; numbers rise.
             slots: int [R].
-            emitted, rejected: int [R].
+            outcomes: int [2, R], emitted tokens and rejected drafts.
             confidence: float [R, γ]. All may be overwritten as soon as this returns.
             depth: drafts of the block, 0 to γ.
         """
         now = time.perf_counter()
         ms = (now - self._sent) * 1e3 if self._timed.end(step) else None
         self._sent = now
-        counts = [tensor.numpy().astype(np.int64) for tensor in (emitted, rejected)]
+        emitted, rejected = outcomes.numpy().astype(np.int64)
         table = confidence.to(torch.float32, copy=True).numpy()
         if depth < table.shape[1]:
             table[:, depth:] = np.nan
-        self._line.append(Arrival(step, slots.copy(), counts[0], counts[1], depth, table, ms))
+        self._line.append(Arrival(step, slots.copy(), emitted, rejected, depth, table, ms))
 
     def collect(self, step: int) -> list[Arrival]:
         """What has arrived when step `step` is planned, oldest first."""
@@ -144,20 +143,18 @@ class DeviceArrivals(Arrivals):
         self,
         step: int,
         slots: npt.NDArray[np.int64],
-        emitted: torch.Tensor,
-        rejected: torch.Tensor,
+        outcomes: torch.Tensor,
         confidence: torch.Tensor,
         depth: int,
     ) -> None:
-        """As `Arrivals.send`; three small copies on the device and one to the host."""
+        """As `Arrivals.send`; two small copies on the device and one to the host."""
         table = self._next()
         self._free.popleft()
         table.step, table.slots, table.depth = step, slots.copy(), depth
         table.before = self._sent_at if self._timed.end(step) else None
         table.ended = self._sent_at = next(self._ends)
         rows = len(slots)
-        table.device[:rows, 0] = emitted
-        table.device[:rows, 1] = rejected
+        table.device[:rows, :2] = outcomes.T
         table.device[:rows, 2:] = confidence
         table.ended.record()
         self._stream.wait_event(table.ended)

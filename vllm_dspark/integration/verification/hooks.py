@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from vllm_dspark.integration.proposer import DSparkProposer
+from vllm_dspark.integration.rejection import KernelRejectionSampler
 from vllm_dspark.integration.verification.create import create_for_host
 from vllm_dspark.integration.verification.head import head_line
 from vllm_dspark.integration.verification.manager import VerificationManager
@@ -40,6 +41,8 @@ def connect(runner: Any) -> None:
     if manager is not None:
         manager.head_line = partial(head_line, runner)
         manager.source = profile_source(runner, manager.mode)
+        if isinstance(runner.rejection_sampler, KernelRejectionSampler):
+            manager.outcomes_of = runner.rejection_sampler.outcomes_of
         if runner.speculator.plan.varies:
             manager.depths = (0, *runner.speculator.plan.depths)
             manager.draw_at = partial(setattr, runner.speculator, "idle_depth")

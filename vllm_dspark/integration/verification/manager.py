@@ -42,6 +42,8 @@ class VerificationManager(ABC):
         depths: that are drafted, γ the last.
         source: where a profile may come from; None always profiles, and keeps nothing.
         draw_at: tells the proposer how deep dummy runs draft; None for γ.
+        outcomes_of: int [2, R], emitted tokens and rejected drafts, as our kernels told them with
+            the emitted tokens; None if they did not verify.
     """
 
     mode: str
@@ -63,6 +65,7 @@ class VerificationManager(ABC):
         self.head_line: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
         self._profiles = True  # steps are to be timed
         self.draw_at: Callable[[int | None], None] = lambda depth: None
+        self.outcomes_of: Callable[[torch.Tensor], torch.Tensor | None] = lambda emitted: None
         self._step = 0  # in progress
         self._depth = policy.gamma  # drafts of the block that it draws
         self._facts: dict[str, RequestFacts] = {}
@@ -160,7 +163,11 @@ class VerificationManager(ABC):
         if self._depth:
             self.policy.drafted(step, slots, self._depth)
             self._drawn(confidence, input_batch)
-        self.arrivals.send(step, slots, *outcome, confidence, self._depth)
+        # Kernels know which drafts could not be judged, and their table is copied as it is.
+        table = self.outcomes_of(outcome[0])
+        if table is None:
+            table = torch.stack(outcome)
+        self.arrivals.send(step, slots, table, confidence, self._depth)
 
     @abstractmethod
     def compact_batch(

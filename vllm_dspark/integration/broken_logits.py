@@ -1,0 +1,69 @@
+"""Finding requests whose next token would be drawn from logits that are no distribution.
+
+Logits are broken where one is NaN or +inf, or all are -inf. What is said of a request is how many
+of its last tokens in the step mean nothing, and it is said in place of vLLM's count of NaNs, for
+`broken_requests` to read. Where our kernels verify, they say it (`Verdict.failed`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.candidate_mode import needed_for
+from vllm_dspark.kernels.dispatch import wanted
+
+
+class BrokenHooks:
+    """Mixed into a worker class of vLLM's, before it."""
+
+    model_runner: Any
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """The KV cache is there: be able to zero blocks of it, on every rank."""
+        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]  # the worker has it
+        runner = self.model_runner
+        config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
+        may_find = wanted(config.kernels, os.environ, needed_for(config))[0] == "triton"
+        if may_find and runner.kv_block_zeroer is None:
+            runner._init_kv_zero_meta()
+
+
+class CheckedSampler(Sampler):
+    """In the place of a runner's own, with all that it has; for steps without drafts."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.__dict__ = sampler.__dict__
+
+    def __call__(self, logits: torch.Tensor, input_batch: Any) -> SamplerOutput:
+        """Sample a token for each request, and say for whom it means nothing."""
+        broken = broken_rows(logits)
+        output = super().__call__(logits, input_batch)
+        output.num_nans = broken.int()  # a row for each request
+        return output
+
+
+def broken_rows(logits: torch.Tensor) -> torch.Tensor:
+    """bool [N], which rows of logits [N, V] are no distribution."""
+    most = logits.amax(dim=-1)  # NaN where one is
+    return most.sub_(most).ne_(0).bool()  # of what is finite nothing is left
+
+
+def void_tokens(
+    broken: torch.Tensor,  # bool [N], of `broken_rows`
+    offsets: torch.Tensor,  # int32 [R + 1], first row of each request
+    emitted: torch.Tensor,  # int32 [R], tokens; the i-th came from the request's i-th row
+) -> torch.Tensor:
+    """int32 [R], tokens from the first broken row on. Rows behind the last token's do not count."""
+    rows, requests = len(broken), len(emitted)
+    row = torch.arange(rows, dtype=offsets.dtype, device=broken.device)
+    request = torch.searchsorted(offsets[1:], row, right=True)  # R for rows of nobody
+    place = torch.where(broken, row - offsets[request], rows)
+    first = place.new_full((requests + 1,), rows)
+    first.scatter_reduce_(0, request, place, "amin")
+    return (emitted - first[:requests]).clamp_(min=0).int()
