@@ -32,16 +32,22 @@ class EngineProcess:
         options: arguments of `LLM`.
         env: environment of the process.
         limit_s: seconds after which a start or a pass is given up.
+        module: what runs in the child; it answers as `engine_child` does.
     """
 
     def __init__(
-        self, name: str, options: Mapping[str, Any], env: Mapping[str, str], limit_s: float = 900
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        env: Mapping[str, str],
+        limit_s: float = 900,
+        module: str = "benchmarks.engine_child",
     ) -> None:
         self.name = name
         self.limit_s = limit_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.engine_child"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
