@@ -102,5 +102,9 @@ class Step:
             fly_entropy_top_k=1,
         )
         return SimpleNamespace(
-            sampler=sampler, speculative_config=config, device=self.device, max_num_reqs=requests
+            sampler=sampler,
+            speculative_config=config,
+            device=self.device,
+            max_num_reqs=requests,
+            speculator=SimpleNamespace(proposal=None),  # drafts are not from candidates
         )
