@@ -202,7 +202,7 @@ def test_costs_are_profiled_and_corrected() -> None:
         told = [step for output in steps for step in output.dspark_plan.steps]
         controller = scheduler_of(llm).controller
         print("steps told:", len(told), "error %:", controller.cost.error)
-        assert len(told) > 50
+        assert len(told) > 20
         assert all(0 < step.ms < 1000 for step in told)
         assert controller.cost.error < 90
         assert controller.ignored == 0
