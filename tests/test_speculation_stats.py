@@ -176,6 +176,10 @@ def test_switches_and_probes_are_counted() -> None:
             switched, probed = switched + stats.switches, probed + stats.probes
     assert controller.policy is not None
     assert switched == controller.policy.switches > 0
+    controller.policy.switches = 0  # as those of a policy in its place: counters never fall
+    assert counts.take(accepted=0).switches == 0
+    controller.policy.switches = 2
+    assert counts.take(accepted=0).switches == 2
     assert 0 < probed < 100
 
 

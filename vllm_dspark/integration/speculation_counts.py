@@ -55,7 +55,7 @@ class SpeculationCounts:
         stats = SpeculationStats(
             depth=controller.depth,
             steps=dict(self._steps),
-            switches=switches - self._switches,
+            switches=max(switches - self._switches, 0),  # another policy starts from none
             probes=self._probes,
             requests=requests,
             scheduled=scheduled,
