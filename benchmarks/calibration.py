@@ -9,7 +9,6 @@ ended, and each round is predicted before it is learned from.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ import typer
 
 from benchmarks.prompts import PYTHON_TEXT, load_prompts
 from benchmarks.provenance import provenance
+from benchmarks.records import write_record
 from vllm_dspark import cpu, reliability
 from vllm_dspark.calibrate import calibrate
 from vllm_dspark.calibration.artifact import Sampling
@@ -151,11 +151,8 @@ def main(
         "temperatures": list(artifact.temperatures),
         "kinds": judged,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "calibration.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "calibration.md").write_text(markdown(result))
+    write_record(out, "calibration", result, markdown(result))
     reliability.draw(kinds, accepted, verified, out / "calibration.png")
-    typer.echo(markdown(result))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ far better than from as many rounds of an engine (`benchmarks.candidates`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from benchmarks.inflation.forward import Probe, run_pair
 from benchmarks.inflation.pair import Pair, open_pair
 from benchmarks.prompts import PYTHON_TEXT, load_prompts
 from benchmarks.provenance import provenance
+from benchmarks.records import write_record
 from vllm_dspark.config import CANDIDATES
 from vllm_dspark.kernels.candidate_walk_reference import passes_filters_reference
 
@@ -215,10 +215,7 @@ def main(
         "emitted": emitted,
         "arms": arms,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "overlap.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "overlap.md").write_text(markdown(result))
-    typer.echo(markdown(result))
+    write_record(out, "overlap", result, markdown(result))
 
 
 if __name__ == "__main__":

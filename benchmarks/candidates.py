@@ -9,7 +9,6 @@ prompts and seeds. Where there is no GPU, the kernels' references draw and verif
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks.engine_options import engine_environment, engine_options
 from benchmarks.engine_process import EngineError, EngineProcess
 from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
 from benchmarks.provenance import provenance
+from benchmarks.records import write_record
 from vllm_dspark.config import CANDIDATES
 from vllm_dspark.drafters import find_drafter
 
@@ -159,10 +159,7 @@ def main(
         "kernels": "our Triton kernels" if has_gpu else "their references on a CPU, fp32",
         "arms": arms,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "candidates.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "candidates.md").write_text(markdown(result))
-    typer.echo(markdown(result))
+    write_record(out, "candidates", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -93,11 +93,15 @@ class DraftKernels:
             if proposer.draft_logits is not None:  # only the draft words' columns are written
                 proposer.draft_logits.fill_(-torch.inf)
         head = HeadWeights.of(model.sequential_head, words)
+        # Where the drafter writes what drafts were drawn from, as its `draw` takes it.
+        self._kept: tuple[torch.Tensor, ...] = ()
         self._drafter: DenseDrafter | CandidateDrafter
-        if proposer.dspark_config.draft_candidates is None:
-            self._drafter = DenseDrafter(head, proposer.max_num_reqs)
-        else:
+        if proposer.dspark_config.draft_candidates is not None:
             self._drafter = self._from_candidates(proposer, head)
+        else:
+            self._drafter = DenseDrafter(head, proposer.max_num_reqs)
+            if proposer.draft_logits is not None:
+                self._kept = (proposer.draft_logits,)
         self._confidence = None
         if proposer.use_confidence_head:
             self._confidence = ConfidenceWeights.of(
@@ -110,6 +114,7 @@ class DraftKernels:
         if _probabilistic(proposer):
             ids = torch.zeros(slots, gamma, count, dtype=torch.int32, device=device)
             self.proposal = CompactDraft(ids, torch.full(ids.shape, -torch.inf, device=device))
+            self._kept = self.proposal.ids, self.proposal.logprobs
             self.filters = DraftFilters(slots, device)
         # Of the LM head's logits: vLLM's processor of logits says where it is not the model's own.
         dtype = proposer.model.logits_processor.head_dtype or head.w1.dtype
@@ -128,18 +133,8 @@ class DraftKernels:
         from, confidences."""
         rows = base_logits.shape[0]
         tokens = proposer.draft_tokens[:rows]
-        block = (base_logits, hidden, anchors, tokens)
-        if isinstance(self._drafter, CandidateDrafter):
-            if self.proposal is None:
-                self._drafter.draw(*block)
-            else:
-                draws = self._draws(proposer, slots, positions)
-                self._drafter.draw(*block, draws, self.proposal.ids, self.proposal.logprobs)
-        elif proposer.draft_logits is None:
-            self._drafter.draw(*block)
-        else:
-            draws = self._draws(proposer, slots, positions)
-            self._drafter.draw(*block, draws, proposer.draft_logits)
+        draws = self._draws(proposer, slots, positions) if self._kept else None
+        self._drafter.draw(base_logits, hidden, anchors, tokens, draws, *self._kept)
         if self._confidence is not None:
             out = proposer.draft_token_confidence_probs[:rows]
             confidence(hidden, self._drafter.head.w1, self._confidence, anchors, tokens, out)
