@@ -13,7 +13,7 @@ large copy, measured in the same run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -160,7 +160,7 @@ def row(
     }  # fmt: skip
 
 
-def measure(shape: Shape, candidates: int, bandwidth: float) -> list[dict[str, Any]]:
+def measure(shape: Shape, candidates: Sequence[int], bandwidth: float) -> list[dict[str, Any]]:
     """All arms at one shape, on the GPU. `same_tokens` is the share of dense drafts that are
     vLLM's: not all, since vLLM rounds the bias and the sum to bf16 and the kernels do not."""
     inputs = Inputs(shape, "cuda")
@@ -170,8 +170,9 @@ def measure(shape: Shape, candidates: int, bandwidth: float) -> list[dict[str, A
     dense = ours(inputs, None)
     rows.append(row("dense", shape, dense_bytes(shape), graph_ms(dense), bandwidth))
     rows[-1]["same_tokens"] = (dense() == expected).float().mean().item()
-    few, moved = ours(inputs, candidates), candidate_bytes(shape, candidates)
-    rows.append(row(f"candidates {candidates}", shape, moved, graph_ms(few), bandwidth))
+    for count in candidates:
+        few, moved = ours(inputs, count), candidate_bytes(shape, count)
+        rows.append(row(f"candidates {count}", shape, moved, graph_ms(few), bandwidth))
     return rows
 
 
@@ -180,17 +181,17 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON to write.")],
     requests: Annotated[str, typer.Option(help="R, comma-separated.")] = "1,8,64,256",
     gammas: Annotated[str, typer.Option(help="γ, comma-separated.")] = "5,7,15",
-    candidates: Annotated[int, typer.Option(help="K of candidate mode.")] = 64,
+    candidates: Annotated[str, typer.Option(help="K of candidate mode, likewise.")] = "64,256",
 ) -> None:
     """Every arm at every R and γ, greedy and drawn; writes JSON, prints a table."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark needs an NVIDIA GPU, and torch sees none")
-    bandwidth = copy_bandwidth()
-    rows = []
+    bandwidth, rows = copy_bandwidth(), []
+    sizes = [int(size) for size in candidates.split(",")]
     for drawn in (False, True):
         for gamma in map(int, gammas.split(",")):
             for count in map(int, requests.split(",")):
-                rows += measure(Shape(count, gamma, drawn=drawn), candidates, bandwidth)
+                rows += measure(Shape(count, gamma, drawn=drawn), sizes, bandwidth)
     record = {"provenance": provenance(), "bytes_per_second": bandwidth, "rows": rows}
     out.write_text(json.dumps(record, indent=1) + "\n")
     Console().print(table(rows))

@@ -77,6 +77,7 @@ def stage_times(
 def graph_ms(function: Callable[[], torch.Tensor]) -> float:
     """Median time of a CUDA graph's replay, ms."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # what it reads may still be being made
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
