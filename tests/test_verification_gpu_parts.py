@@ -132,7 +132,7 @@ def test_allocation_on_the_device(requests: int, gamma: int) -> None:
     """The sort is another one there; ties must fall the same way."""
     generator = torch.Generator().manual_seed(requests)
     confidence = torch.rand(requests, gamma, generator=generator)
-    confidence[::2] = confidence[0]  # half of the rows tie
+    confidence[::2] = confidence[0].clone()  # half of the rows tie
     slope, intercept = torch.full((2, gamma), 0.8), torch.full((2, gamma), 0.1)
     regimes = torch.arange(requests) % 2
     survival = calibrated_survival(confidence, regimes, slope, intercept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_dspark.integration.draft_depth import DraftDepth
+from vllm_dspark.integration.input_kernels import inputs_compiled
 from vllm_dspark.integration.rejection import KernelRejectionSampler
 from vllm_dspark.integration.step_clock import DeviceClock, HostClock
 from vllm_dspark.integration.step_meter import StepMeter
@@ -20,6 +21,14 @@ class DepthHooks:
 
     model_runner: Any
     meter: StepMeter | None = None
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Start-up's last part; see vLLM's. Nothing is left to compile while serving."""
+        speculator = self.model_runner.speculator
+        if not isinstance(speculator, DraftDepth):
+            return super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
+        with inputs_compiled(speculator.plan):
+            return super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """A step begins; see vLLM's. Warm-up steps are not planned by our scheduler."""
