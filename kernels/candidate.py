@@ -33,7 +33,7 @@ class CandidateDrafter:
         device, places = head.w1.device, max_requests * gamma * count
         self._finder = CandidateFinder(head.vocab_size, count, max_requests * gamma, dtype, device)
         self._ids = torch.empty(places, dtype=torch.int32, device=device)
-        self._values = torch.empty(places, device=device)
+        self._values = torch.empty(places, dtype=torch.float32, device=device)
         self._scratch = None
         if head.kind != "vanilla":
             self._scratch = torch.empty(
