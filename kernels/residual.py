@@ -1,20 +1,24 @@
 """Batched verification, last two launches: one token of the target's own for each request.
 
-It is drawn from a single row, the one that `Choice` names:
+It is drawn from a single row, the one that `Choice` names, in proportion to w(x)
+(`residual_weights`), by Gumbel-max in two stages: a tile of the vocabulary, then a word of it.
 
-    after the last draft     p
-    in place of a draft      r(x) ∝ max(a·p(x) - q(x), 0), a = 1 unless verification is by blocks
+    W_t = Σ w(x) over tile t     t* = argmax log W_t + g(t)     P(t) = W_t / W
+                                 x* = argmax log w(x) + g(x)    P(x | t) = w(x) / W_t,  x in t*
 
-Gumbel-max draws from weights as they are: the argmax of log w(x) + g(x), with g a function of
-(seed, position, word). Where q is all on the rejected draft, r is p without that word. Where q has
-K candidates, it is 0 elsewhere, and the few candidates of a tile are taken into it one by one.
+So P(x) = w(x) / W, exactly. g is Gumbel noise, a function of (seed, position, number). A word's
+number is its own, a tile's is one that no word has, so the stages are independent. A greedy request
+takes the largest logit in both, without noise, the lowest among equals.
 
-Only these R rows are read, tile by tile, so rows behind a rejection cost nothing here, whether or
-not the first launch read them. The second launch takes the best of the tiles.
+Noise costs a hash and two logarithms, far more than a weight does. The first launch makes one for
+each tile; the second one for each word of the tile that won, which it reads again. So this is
+bound by memory. Only these R rows are read: rows behind a rejection cost nothing here, whether or
+not the first launch of verification read them.
 
-Hash and logarithms of the noise make this a matter of arithmetic, not of bandwidth, so tiles are
-small: 1024 words for four warps are one load of 16 bytes and about fifty registers a thread, and
-one request alone still keeps all multiprocessors at work.
+Why these tiles. 2048 bf16 words for four warps are two loads of 16 bytes a thread, and two more of
+a dense draft, all in flight at once. With at most 48 registers a thread, ten such programs or more
+fit on a multiprocessor, 40 to 80 KB on their way in all, which is what it takes to keep an H100's
+memory busy. One request and 151,936 words give 75 programs, and the second launch 8 words a thread.
 """
 
 from __future__ import annotations
@@ -24,47 +28,31 @@ import triton
 import triton.language as tl
 
 from vllm_dspark.kernels.gumbel import gumbel
-from vllm_dspark.kernels.verify_batch import DENSE, ONE_HOT, Batch
-from vllm_dspark.kernels.verify_math import (
-    LOG2_E,
-    finite_or_infinite,
-    passes_min_p,
-    probability,
-    target_logits,
-    target_noise_key,
-    target_scale,
-)
+from vllm_dspark.kernels.residual_weights import tile_weights
+from vllm_dspark.kernels.verify_batch import Batch
 from vllm_dspark.kernels.verify_verdict import Choice, Verdict
 
-WORDS = 1024  # a best word is the best of the tiles' best, wherever they are cut
+WORDS = 2048
+
+
+def residual_tiles(vocab_size: int) -> tuple[int, int]:
+    """Words of a tile, a power of two, and tiles of the vocabulary. A function of the vocabulary
+    alone, so that a request's tokens do not depend on its neighbours."""
+    words = min(WORDS, triton.next_power_of_2(vocab_size))
+    return words, triton.cdiv(vocab_size, words)
 
 
 @triton.jit
-def _compact_tile(ids_ptr, logprobs_ptr, width, word, CANDIDATES: tl.constexpr):
-    """q of a tile's words, from K candidates in any order.
-
-    As many turns as candidates fall into the tile, two or so of 64: candidates are picked by
-    ascending word.
-    """
-    candidate = tl.arange(0, CANDIDATES)
-    inside = candidate < width
-    logprob = tl.load(logprobs_ptr + candidate, mask=inside, other=-float("inf"))
-    first, last = tl.min(word, axis=0), tl.max(word, axis=0)
-    ids = tl.load(ids_ptr + candidate, mask=inside, other=-1)
-    here = (ids >= first) & (ids <= last) & (logprob > -float("inf"))
-    q = tl.zeros_like(word).to(tl.float32)
-    taken = first - 1
-    for _ in range(tl.sum(here.to(tl.int32), axis=0)):
-        taken = tl.min(tl.where(here & (ids > taken), ids, last + 1), axis=0)
-        of_taken = tl.sum(tl.where(here & (ids == taken), tl.exp(logprob), 0.0), axis=0)
-        q = tl.where(word == taken, of_taken, q)
-    return q
+def _score(weight, noise):
+    """log weight + noise; -inf where there is no weight."""
+    return tl.where(
+        weight > 0.0, tl.log(tl.where(weight > 0.0, weight, 1.0)) + noise, -float("inf")
+    )
 
 
 @triton.jit
 def residual_kernel(
-    best_ptr,  # float32 [R, tiles], out
-    word_ptr,  # int32 [R, tiles], out
+    score_ptr,  # float32 [R, tiles], out
     choice_ptr,
     totals_ptr,
     emitted_ptr,
@@ -93,75 +81,75 @@ def residual_kernel(
     row = tl.load(choice_ptr + 2 * request).to(tl.int64)
     if row < 0:
         return
-    word = tile * WORDS + tl.arange(0, WORDS)
-    logit = target_logits(
-        logits_ptr, logits_stride, processed_ptr, processed_stride, processed_row_ptr,
-        row, word, word < vocab,
+    weight, log_factor, temperature, key = tile_weights(
+        choice_ptr, totals_ptr, emitted_ptr, logits_ptr, logits_stride, processed_ptr,
+        processed_stride, processed_row_ptr, draft_ptr, ids_ptr, draft_stride, draft_step,
+        draft_width, positions_ptr, slots_ptr, temperature_ptr, min_p_ptr, seeds_ptr, vocab,
+        request, row, tile, KIND, WORDS, CANDIDATES,
     )  # fmt: skip
-    rejected = tl.load(choice_ptr + 2 * request + 1)
-    slot = tl.load(slots_ptr + request).to(tl.int64)
-    temperature = tl.load(temperature_ptr + slot).to(tl.float32)
-    score = logit
-    if temperature != 0.0:
-        position = tl.load(positions_ptr + row).to(tl.int64)
-        noise = gumbel(target_noise_key(tl.load(seeds_ptr + slot), position), word)
-        scale = target_scale(temperature, processed_ptr, processed_row_ptr, row)
-        peak = tl.load(totals_ptr + 5 * request)
-        if min_p_ptr is not None:
-            min_p = tl.load(min_p_ptr + slot).to(tl.float32)
-            if min_p > 0.0:
-                logit = tl.where(passes_min_p(logit, peak, scale, min_p), logit, -float("inf"))
-        score = tl.where(word == rejected, -float("inf"), logit * (scale / LOG2_E) + noise)
-        if KIND != ONE_HOT:  # noqa: SIM102 (decided when compiling)
-            if rejected >= 0:
-                total = tl.load(totals_ptr + 5 * request + 1)
-                factor = tl.load(totals_ptr + 5 * request + 4)
-                step = tl.load(emitted_ptr + request).to(tl.int64) - 1
-                at = slot * draft_stride + step * draft_step
-                if KIND == DENSE:
-                    other = tl.load(
-                        draft_ptr + at + word, mask=word < draft_width, other=-float("inf")
-                    )
-                    own_peak = tl.load(totals_ptr + 5 * request + 2)
-                    own_total = tl.load(totals_ptr + 5 * request + 3)
-                    own_scale = LOG2_E / temperature
-                    q = probability(finite_or_infinite(other), own_peak, own_total, own_scale)
-                else:
-                    q = _compact_tile(ids_ptr + at, draft_ptr + at, draft_width, word, CANDIDATES)
-                left = factor * probability(logit, peak, total, scale) - q
-                weight = tl.where(left > 0.0, left, 1.0)
-                score = tl.where(left > 0.0, tl.log(weight) + noise, -float("inf"))
-    best, at_word = tl.max(score, axis=0, return_indices=True)  # the lowest word among equals
-    tl.store(best_ptr + request * tiles + tile, best)
-    tl.store(word_ptr + request * tiles + tile, tile * WORDS + at_word)
+    if temperature == 0.0:
+        score = tl.max(weight, axis=0)
+    else:
+        noise = gumbel(key, tiles * WORDS + tile)
+        score = _score(tl.sum(weight, axis=0), log_factor + noise)
+    tl.store(score_ptr + request * tiles + tile, score)
 
 
 @triton.jit
 def residual_pick_kernel(
     tokens_ptr,
-    emitted_ptr,
     failed_ptr,
+    score_ptr,
     choice_ptr,
-    best_ptr,
-    word_ptr,
+    totals_ptr,
+    emitted_ptr,
+    logits_ptr,
+    logits_stride,
+    processed_ptr,
+    processed_stride,
+    processed_row_ptr,
+    draft_ptr,
+    ids_ptr,
+    draft_stride,
+    draft_step,
+    draft_width,
+    positions_ptr,
+    slots_ptr,
+    temperature_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    vocab,
     tiles,
     GAMMA: tl.constexpr,
+    KIND: tl.constexpr,
+    WORDS: tl.constexpr,
     TILES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
 ):
     request = tl.program_id(0)
-    if tl.load(choice_ptr + 2 * request) < 0:
+    row = tl.load(choice_ptr + 2 * request).to(tl.int64)
+    if row < 0:
         return
-    tile = tl.arange(0, TILES)
-    best = tl.load(best_ptr + request * tiles + tile, mask=tile < tiles, other=-float("inf"))
-    top, at = tl.max(best, axis=0, return_indices=True)
-    token = tl.load(word_ptr + request * tiles + at).to(tl.int64)
+    each = tl.arange(0, TILES)
+    scores = tl.load(score_ptr + request * tiles + each, mask=each < tiles, other=-float("inf"))
+    _, tile = tl.max(scores, axis=0, return_indices=True)  # the lowest tile among equals
+    weight, _, temperature, key = tile_weights(
+        choice_ptr, totals_ptr, emitted_ptr, logits_ptr, logits_stride, processed_ptr,
+        processed_stride, processed_row_ptr, draft_ptr, ids_ptr, draft_stride, draft_step,
+        draft_width, positions_ptr, slots_ptr, temperature_ptr, min_p_ptr, seeds_ptr, vocab,
+        request, row, tile, KIND, WORDS, CANDIDATES,
+    )  # fmt: skip
+    score = weight
+    if temperature != 0.0:
+        score = _score(weight, gumbel(key, tile * WORDS + tl.arange(0, WORDS)))
+    best, at = tl.max(score, axis=0, return_indices=True)  # and the lowest of its words
+    token = (tile * WORDS + at).to(tl.int64)
     rejected = tl.load(choice_ptr + 2 * request + 1).to(tl.int64)
-    if top == -float("inf"):
+    if best == -float("inf"):
         # Nothing is left of p but what rounding makes of p = q, so the draft was p's own choice.
         # From p itself nothing can be drawn where every word is excluded.
         token = tl.where(rejected >= 0, rejected, 0)
-    failed = (top == float("inf")) | ((top == -float("inf")) & (rejected < 0))
-    if failed:
+    if (best == float("inf")) | ((best == -float("inf")) & (rejected < 0)):
         token = tl.zeros_like(token)
         tl.store(failed_ptr + request, 1)
     step = tl.load(emitted_ptr + request) - 1
@@ -174,13 +162,10 @@ def residual(
     verdict: Verdict,  # in and out: tokens that are to be drawn are filled in, failures are noted
 ) -> None:
     """Draw the token after each request's accepted drafts, where it is not known already."""
-    words = min(WORDS, triton.next_power_of_2(batch.vocab_size))
-    tiles = triton.cdiv(batch.vocab_size, words)
-    best = torch.empty(batch.requests, tiles, device=batch.logits.device)
-    word = torch.empty_like(best, dtype=torch.int32)
-    residual_kernel[(tiles, batch.requests)](
-        best,
-        word,
+    words, tiles = residual_tiles(batch.vocab_size)
+    score = torch.empty(batch.requests, tiles, device=batch.logits.device)
+    arguments = (
+        score,
         choice.row,
         choice.totals,
         verdict.emitted,
@@ -189,20 +174,19 @@ def residual(
         *batch.request_arguments()[2:],
         batch.vocab_size,
         tiles,
-        KIND=batch.kind,
-        WORDS=words,
-        CANDIDATES=batch.candidates,
-        num_warps=4,
     )
+    static = {
+        "KIND": batch.kind,
+        "WORDS": words,
+        "CANDIDATES": batch.candidates,
+    }
+    residual_kernel[(tiles, batch.requests)](*arguments, num_warps=4, **static)
     residual_pick_kernel[(batch.requests,)](
         verdict.tokens,
-        verdict.emitted,
         verdict.failed,
-        choice.row,
-        best,
-        word,
-        tiles,
+        *arguments,
         GAMMA=batch.gamma,
         TILES=triton.next_power_of_2(tiles),
-        num_warps=1,
+        num_warps=8,
+        **static,
     )

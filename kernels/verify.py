@@ -2,8 +2,8 @@
 
     verify_stats    every row's tiles    largest logit, sum of powers
     verify_accept   every request        accepted prefix, the row of the next token
-    residual        that row's tiles     best word under noise
-                    every request        best of the tiles
+    residual        that row's tiles     the tile that the token is in
+                    every request        the word in it
 
 Verification by blocks of dense drafts has two more behind the first (`block_verify`).
 """

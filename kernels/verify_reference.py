@@ -1,7 +1,8 @@
 """`verify` in plain torch, float64: one request, one row, one word after the other.
 
 The distributions are written down whole, and a token is drawn from each by the same uniform numbers
-and noise that the kernels take, so that results can be compared token by token.
+and noise that the kernels take, tile and word as in `residual`, so that results can be compared
+token by token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 
 from vllm_dspark.kernels.gumbel import DRAFT_SALT
 from vllm_dspark.kernels.gumbel_reference import gumbel_reference
+from vllm_dspark.kernels.residual import residual_tiles
 from vllm_dspark.kernels.verify_batch import Batch, CompactDraft, DenseDraft
 from vllm_dspark.kernels.verify_uniform_reference import uniform_reference
 
@@ -92,18 +94,32 @@ def drafts_of(batch: Batch, request: int) -> list[int]:
 
 
 def draw(batch: Batch, request: int, step: int, weights: torch.Tensor) -> tuple[int, float]:
-    """The word that wins log w(x) + g(x), and by how much; the likeliest if the request is greedy.
+    """The word that wins log w(x) + g(x) in the tile that wins log W_t + g(t); the likeliest if the
+    request is greedy.
 
     Args:
         weights: float64 [V], not all 0.
+
+    Returns:
+        The word, and by how much the closer of the two was won.
     """
-    row = int(batch.offsets[request]) + step
-    score = weights.log()
+    vocab = weights.numel()
+    words, tiles = residual_tiles(vocab)
+    number = torch.arange(words * tiles + tiles, device=weights.device)  # words, then tiles
+    noise = torch.zeros(number.shape, dtype=torch.float64, device=weights.device)
     if float(batch.temperature[int(batch.slots[request])]) > 0:
+        row = int(batch.offsets[request]) + step
         seeds = batch.seeds[int(batch.slots[request])][None]
         positions = batch.positions[row][None] - DRAFT_SALT.value
-        words = torch.arange(weights.numel(), device=weights.device)
-        score = score + gumbel_reference(seeds, positions, words)[0]
+        noise = gumbel_reference(seeds, positions, number)[0]
+    weight = torch.nn.functional.pad(weights, (0, words * tiles - vocab)).view(tiles, words)
+    tile, tile_margin = _winner(weight.sum(1).log() + noise[words * tiles :])
+    word, margin = _winner(weight[tile].log() + noise[: words * tiles].view(tiles, words)[tile])
+    return tile * words + word, min(tile_margin, margin)
+
+
+def _winner(score: torch.Tensor) -> tuple[int, float]:
+    """The best of scores [N], the lowest among equals, and its distance to the next."""
     top = score.topk(min(2, score.numel())).values
     margin = float(top[0] - top[-1]) if score.numel() > 1 else float("inf")
     return int(score.argmax()), margin

@@ -73,8 +73,10 @@ def test_sequential_stage_equals_the_builtins() -> None:
         Request(r.prompt, r.params | {"temperature": 1.0, "seed": i}, arrives=r.arrives)
         for i, r in enumerate(REQUESTS)
     ]
+    ours = {"verification": "all", "kernels": "reference"}
     results = []
-    for extra in ({"additional_config": {"dspark": {"enabled": False}}}, WHOLE):
+    for chosen in ({"enabled": False}, ours):
+        extra = {"additional_config": {"dspark": chosen}}
         config = speculation("probabilistic")
         with engine(TINY, config, dtype="float32", **GRAPHS, **extra) as llm:
             with observed(llm) as seen:

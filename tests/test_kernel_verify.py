@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.verify_cases import INF, KINDS, NAN, batch, emitted, only, verified
-from vllm_dspark.kernels import verify_stats
+from vllm_dspark.kernels import residual, verify_stats
 from vllm_dspark.kernels.block_verify_reference import block_verify_reference
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import MOST_WORDS, Batch, DenseDraft, tile_count
@@ -50,23 +50,27 @@ def compare(case: Batch, method: Method = "standard") -> None:
 @pytest.mark.parametrize("method", REFERENCES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("lengths", "vocab", "dtype", "min_p"),
+    ("lengths", "vocab", "dtype", "min_p", "words"),
     [
-        ([0, 4, 1, 3, 2, 4], 3, torch.float32, None),  # fewer words than candidates
-        ([4, 0, 3, 4], 37, torch.bfloat16, None),  # one tile, not full
-        ([2, 4], 4500, torch.float16, None),  # a tile and a bit
-        ([3, 4, 0, 1], 37, torch.float32, [0.3, 0.0, 0.6, 0.1]),
+        ([0, 4, 1, 3, 2, 4], 3, torch.float32, None, 2),  # fewer words than candidates
+        ([4, 0, 3, 4], 37, torch.bfloat16, None, 2048),  # one tile, not full
+        ([2, 4], 4500, torch.float16, None, 2048),  # a tile and a bit, in the draw two and a bit
+        ([3, 4, 0, 1], 37, torch.float32, [0.3, 0.0, 0.6, 0.1], 8),
     ],
 )
 def test_tokens_are_the_references(
+    monkeypatch: pytest.MonkeyPatch,
     method: Method,
     kind: str,
     lengths: list[int],
     vocab: int,
     dtype: torch.dtype,
     min_p: list[float] | None,
+    words: int,
 ) -> None:
-    """Ragged lengths, 0 among them. Catches a row, slot, step or tile taken for another."""
+    """Ragged lengths, 0 among them, drawn in tiles of `words`. Catches a row, slot, step or tile
+    taken for another, and noise that is keyed by anything else."""
+    monkeypatch.setattr(residual, "WORDS", words)
     compare(batch(lengths, vocab, kind, dtype=dtype, min_p=min_p, seed=vocab), method)
 
 
@@ -90,7 +94,7 @@ def test_greedy_ties_go_to_the_lowest_word() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_tiles(kind: str) -> None:
-    """A vocabulary of 152,001 words: odd, and 38 tiles."""
+    """A vocabulary of 152,001 words: odd, and 38 tiles, in the draw 75."""
     compare(batch([1, 0], 152_001, kind, gamma=1, temperature=0.05, seed=3))
 
 

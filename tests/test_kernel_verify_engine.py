@@ -103,18 +103,31 @@ def test_greedy_output_is_the_targets(target: list[Any], ours: Any) -> None:
             assert b[word].logprob == pytest.approx(a[word].logprob, abs=1e-4)
 
 
-def test_seeded_output_is_the_one_of_vllms_kernels(ours: Any) -> None:
-    """The same engine with vLLM's own sampler in it says the same, and so do requests alone."""
+@pytest.fixture(scope="module")
+def together(ours: Any) -> list[list[int]]:
+    """What seeded requests say in one batch."""
+    return tokens(run(ours, drawn()))
+
+
+def test_seeded_output_does_not_depend_on_the_batch(ours: Any, together: list[list[int]]) -> None:
+    """A seeded request says the same twice, beside others and alone."""
+    assert tokens(run(ours, drawn())) == together
+    assert tokens(run(ours, drawn(first=5))) == together[5:]
+
+
+def test_greedy_output_is_the_one_of_vllms_kernels(ours: Any, together: list[list[int]]) -> None:
+    """The same engine with vLLM's own sampler in it says the same. A sampled request's tokens are
+    other draws from the same distribution."""
+    requests = drawn(first=4)
+    assert requests[0].params["temperature"] == 0
     runner = runner_of(ours)
     kernels = runner.rejection_sampler
     assert isinstance(kernels, KernelRejectionSampler)
-    together = tokens(run(ours, drawn()))
-    assert tokens(run(ours, drawn(first=5))) == together[5:]
     runner.rejection_sampler = KernelRejectionSampler.__base__(
         runner.sampler, runner.speculative_config, runner.device
     )
     try:
-        assert tokens(run(ours, drawn())) == together
+        assert tokens(run(ours, requests))[0] == together[4]
     finally:
         runner.rejection_sampler = kernels
 

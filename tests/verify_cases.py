@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from tests.kernel_cases import DEVICE
+from vllm_dspark.kernels.residual import residual
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import Batch, CompactDraft, DenseDraft
-from vllm_dspark.kernels.verify_verdict import Verdict
+from vllm_dspark.kernels.verify_verdict import Choice, Verdict
 
 KINDS = ("one-hot", "dense", "compact")
 CANDIDATES = 5
@@ -120,6 +121,32 @@ def only(case: Batch, request: int) -> Batch:
 def verified(case: Batch, method: Method = "standard") -> Verdict:
     """What a fresh verifier says."""
     return Verifier(case.requests, case.gamma, case.logits.device).verify(case, method)
+
+
+def drawn(case: Batch, rejected: Sequence[int], factor: float = 1.0) -> Verdict:
+    """What `residual` by itself says of requests whose first draft is rejected.
+
+    Args:
+        rejected: that draft, or -1 where the token is to be drawn from p itself.
+        factor: of p, in what the rejected draft leaves.
+    """
+    device = case.logits.device
+    choice, verdict = Choice.empty(case.requests, device), Verdict.empty(case.requests, 1, device)
+    choice.row[:, 0] = case.offsets[:-1]
+    choice.row[:, 1] = torch.tensor(rejected, device=device)
+    distributions = [case.logits[case.offsets[:-1].long()]]
+    if isinstance(case.draft, DenseDraft):
+        distributions.append(case.draft.logits[case.slots, 0])
+    heat = case.temperature[case.slots][:, None]
+    for i, logits in enumerate(distributions):
+        peak = logits.float().amax(1, keepdim=True)
+        choice.totals[:, 2 * i] = peak[:, 0]
+        choice.totals[:, 2 * i + 1] = ((logits - peak) / heat).exp().sum(1)
+    choice.totals[:, 4] = factor
+    verdict.tokens.fill_(-1)
+    verdict.counts.copy_(torch.tensor([[1], [0], [0], [0]]).expand(4, case.requests))
+    residual(case, choice, verdict)
+    return verdict
 
 
 def emitted(verdict: Verdict) -> list[list[int]]:
