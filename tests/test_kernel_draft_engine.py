@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.depth_runs import worker_of
 from tests.engine import MICRO, Request, engine, observed, run, tokens
 from vllm_dspark.integration.draft_kernels import DraftKernels
 
@@ -38,11 +41,19 @@ def reference() -> list[list[int]]:
         return tokens(run(llm, batch(0.0)))
 
 
-@pytest.mark.parametrize(("head", "drafting"), [("vanilla", "probabilistic"), ("rnn", "greedy")])
+@pytest.mark.parametrize(
+    ("head", "drafting", "verification"),
+    [("vanilla", "probabilistic", "adaptive"), ("rnn", "greedy", "all")],
+)
 def test_greedy_equals_target(
-    monkeypatch: pytest.MonkeyPatch, reference: list[list[int]], head: str, drafting: str
+    monkeypatch: pytest.MonkeyPatch,
+    reference: list[list[int]],
+    head: str,
+    drafting: str,
+    verification: str,
 ) -> None:
-    """Alone and beside sampled requests, which share launches and the draft cache with them."""
+    """Alone and beside sampled requests, which share launches and the draft cache with them. With
+    adaptive verification, confidences are the kernels', too."""
     drawn: list[int] = []
     draw = DraftKernels.draw
 
@@ -51,13 +62,18 @@ def test_greedy_equals_target(
         draw(self, proposer, base_logits, *others)
 
     monkeypatch.setattr(DraftKernels, "draw", counted)
-    ours = {"dspark": {"kernels": "triton", "verification": "all"}}
+    ours = {"dspark": {"kernels": "triton", "verification": verification}}
     config = {
         "method": "dspark",
         "model": str(MICRO / f"dspark-{head}"),
         "draft_sample_method": drafting,
     }
     with engine(MICRO, config, additional_config=ours) as llm:
+        confidence = worker_of(llm).model_runner.speculator.kernels._confidence
+        if verification == "adaptive":
+            stored = load_file(MICRO / f"dspark-{head}" / "model.safetensors")
+            (weight,) = stored["confidence_head.proj.weight"].float()
+            assert torch.equal(confidence.weight.cpu(), weight)
         with observed(llm) as seen:
             assert tokens(run(llm, batch(0.0))) == reference
             assert tokens(run(llm, batch(1.0)))[:2] == reference[:2]

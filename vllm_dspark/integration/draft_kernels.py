@@ -52,6 +52,17 @@ def _probabilistic(proposer: Any) -> bool:
     return bool(proposer.speculative_config.draft_sample_method == "probabilistic")
 
 
+def _confidence_weights(head: Any, gamma: int) -> ConfidenceWeights:
+    """Of a confidence head of vLLM's."""
+    proj = head.proj
+    if proj.weight.numel() > 0:
+        return ConfidenceWeights.of(head, gamma)
+    # vLLM's CPU backend keeps a packed copy alone. Ones and zeros bring the numbers back unchanged.
+    ones = torch.eye(proj.input_size, dtype=proj.weight.dtype, device=proj.weight.device)
+    weight = proj.quant_method.apply(proj, ones)[:, 0].contiguous()
+    return ConfidenceWeights(weight, proj.bias, torch.ones(gamma, device=weight.device))
+
+
 def _log(choice: Choice) -> None:
     from vllm.logger import init_logger
 
@@ -104,7 +115,7 @@ class DraftKernels:
                 self._kept = (proposer.draft_logits,)
         self._confidence = None
         if proposer.use_confidence_head:
-            self._confidence = ConfidenceWeights.of(
+            self._confidence = _confidence_weights(
                 model.model.confidence_head, proposer.num_speculative_steps
             )
 
