@@ -25,7 +25,6 @@ class DenseDrafter:
         tiles, device = tile_count(head.vocab_size), head.w1.device
         self._best = torch.empty(max_requests, tiles, dtype=torch.float32, device=device)
         self._where = torch.empty(max_requests, tiles, dtype=torch.int32, device=device)
-        self._bound = torch.full((max_requests,), -torch.inf, dtype=torch.float32, device=device)
         latents = {"vanilla": 0, "gated": 1, "rnn": 3}[head.kind]  # the RNN's two states with it
         self._latents = torch.empty(
             latents, max_requests, head.rank, dtype=head.w1.dtype, device=device
@@ -61,12 +60,10 @@ class DenseDrafter:
             table, index = (head.w1, previous) if latent is None else (latent, None)
             dense_scores(
                 base_logits[:, k], table, index, head.w2, draws, k, self._best, self._where,
-                bound=self._bound, words=head.words, cache=cache,
+                words=head.words, cache=cache,
             )  # fmt: skip
             if states is not None:
                 states = (states[1], states[0])
             previous = tokens[:, k]
             following = None if share is None or k + 1 == depth else share[:, k + 1]
-            dense_pick(
-                self._best, self._where, previous, head, following, latent, states, self._bound
-            )
+            dense_pick(self._best, self._where, previous, head, following, latent, states)

@@ -20,7 +20,6 @@ from vllm_dspark.kernels.head_weights import HeadWeights
 def dense_pick_kernel(
     best_ptr,  # float32 [R, tiles]; None takes the tokens as they are
     where_ptr,  # int32 [R, tiles]
-    bound_ptr,  # float32 [R], out: -inf again; or None
     words_ptr,  # int64 [V] or None
     token_ptr,  # int [R], token_stride apart: out, or in where there is nothing to pick
     token_stride,
@@ -63,8 +62,6 @@ def dense_pick_kernel(
         if words_ptr is not None:
             token = tl.load(words_ptr + token, mask=has_row, other=0)
         tl.store(token_ptr + row * token_stride, token, mask=has_row)
-        if bound_ptr is not None:
-            tl.store(bound_ptr + row, -float("inf"), mask=has_row)
     else:
         token = tl.load(token_ptr + row * token_stride, mask=has_row, other=0).to(tl.int64)
     if ADVANCE:
@@ -83,7 +80,6 @@ def dense_pick(
     share: torch.Tensor | None,  # [R, r or 3r], next position's; None: there is none to prepare
     latent: torch.Tensor | None = None,  # [R or more, r], out
     states: tuple[torch.Tensor, torch.Tensor] | None = None,  # [R or more, r]: in; out. RNN only
-    bound: torch.Tensor | None = None,  # float32 [R or more], of `dense_scores`; -inf afterwards
 ) -> None:
     """Pick each row's token among its tiles', and prepare the next position of a gated or RNN head.
 
@@ -108,7 +104,6 @@ def dense_pick(
     dense_pick_kernel[(triton.cdiv(rows, block_r),)](
         best,
         where,
-        bound,
         head.words,
         tokens,
         tokens.stride(0),

@@ -8,20 +8,11 @@ A program takes BLOCK_R requests by BLOCK_V words and keeps the largest score an
 Why these tiles. W2 (78 MB at V = 151,936 and r = 256 in bf16) is larger than the L2 cache and is
 read at every position, so with few requests its bandwidth is the floor. 2,374 programs of 64 words,
 each a contiguous 32 KB of W2, keep several of them loading on every multiprocessor, for they are
-small: 4 warps, or 8 where 64 rows are drawn, of at most 128 registers a thread
-(`tests/test_kernel_draft_compile.py`). With
+small: 4 warps of at most 128 registers a thread (`tests/test_kernel_draft_compile.py`). With
 many requests the programs that share a tile of W2 are neighbours in launch order, so that all but
 the first find it in L2. 64 rows is also what one warp group's matrix instruction takes on Hopper.
-
-Noise costs more arithmetic than the product, and hardly any of it decides anything. So programs
-tell each other, row by row, the best score so far. With noise -log(-log(1 - u)), a word reaches
-score b only if
-
-    -log(1 - u) <= exp(logit / temperature - b),    hence only if u <= exp(logit / temperature - b),
-
-which needs the hash but none of the logarithms, and which about one word of a row fulfils once b is
-near the end of its way. A tile without such a word has none that is drawn, and leaves its noise
-out. What is left out depends on the order in which programs run, what is drawn does not.
+The noise costs about as much arithmetic as the product; tiles whose rows are all greedy leave it
+out.
 """
 
 from __future__ import annotations
@@ -31,20 +22,10 @@ import triton
 import triton.language as tl
 
 from vllm_dspark.kernels.draws import Draws
-from vllm_dspark.kernels.gumbel import gumbel_of, noise_bits, noise_key
+from vllm_dspark.kernels.gumbel import gumbel, noise_key
 from vllm_dspark.kernels.product import add_product
 
 BLOCK_V = 64
-LOG2_E = tl.constexpr(1.4426950408889634)
-SLACK = tl.constexpr(1.001)  # far above what rounding does to a score
-
-
-@triton.jit
-def _may_win(warm, bits, bound):
-    """Whether noise may lift logits / temperature to `bound`; see above."""
-    below_u = (bits >> 8).to(tl.int32).to(tl.float32) * (1.0 / (1 << 24))
-    reached = below_u <= tl.exp2((warm - bound) * LOG2_E) * SLACK
-    return reached | (warm >= bound)  # where both are infinite
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
@@ -63,7 +44,6 @@ def dense_scores_kernel(
     slot_stride,
     temperature_ptr,  # float32 [slots]
     seeds_ptr,  # int64 [slots]
-    bound_ptr,  # float32 [R], the best score so far, in and out; None where nothing is drawn
     best_ptr,  # float32 [R, tiles], out
     where_ptr,  # int32 [R, tiles], out
     rows,
@@ -120,16 +100,10 @@ def dense_scores_kernel(
         if tl.max(drawn.to(tl.int32), axis=0) > 0:
             seed = tl.load(seeds_ptr + slot, mask=real, other=0)
             position = tl.load(positions_ptr + row * slot_stride, mask=has_row, other=1) - 1
-            bits = noise_bits(noise_key(seed, position, step, BY_STEP)[:, None], named[None, :])
-            warm = logits / tl.where(drawn, temperature, 1.0)[:, None]
-            # From L2, where the other programs' atomics go.
-            bound = tl.load(bound_ptr + row, mask=drawn, other=0.0, cache_modifier=".cg")
-            hopeful = _may_win(warm, bits, bound[:, None]) & drawn[:, None] & inside
-            score = tl.where(drawn[:, None], -float("inf"), logits)
-            if tl.max(tl.max(hopeful.to(tl.int32), axis=1), axis=0) > 0:
-                score = tl.where(drawn[:, None], warm + gumbel_of(bits), logits)
-                top = tl.max(score, axis=1)
-                tl.atomic_max(bound_ptr + row, top, mask=drawn & (top > bound), sem="relaxed")
+            key = noise_key(seed, position, step, BY_STEP)
+            noise = gumbel(key[:, None], named[None, :])
+            warm = logits / tl.where(drawn, temperature, 1.0)[:, None] + noise
+            score = tl.where(drawn[:, None], warm, logits)
 
     best, at = tl.max(score, axis=1, return_indices=True)  # the lowest word among equals
     out = row * tiles + tile
@@ -157,12 +131,10 @@ def dense_scores(
     best: torch.Tensor,  # float32 [R or more, tiles], out
     where: torch.Tensor,  # int32, likewise
     *,
-    bound: torch.Tensor | None = None,  # float32 [R or more], all -inf; needed where draws are
     words: torch.Tensor | None = None,  # int64 [V], the target's id of each draft word
     cache: torch.Tensor | None = None,  # [slots, γ, V_target], any float, out; needs `draws`
 ) -> None:
-    """Largest score of each tile, and its draft word (the lowest among equals). A tile that holds
-    no drawn word may have -inf instead; `bound` is left with the largest score of each drawn row.
+    """Largest score of each tile, and its draft word (the lowest among equals).
 
     Logits that are NaN count as -inf. With a cache, logits before temperature go to
     `cache[slot, step]`, and are drawn from as rounded there; columns that no draft word maps to
@@ -185,8 +157,6 @@ def dense_scores(
         raise ValueError(f"best and where must be [{rows} or more, {tiles}]")
     if cache is not None and draws is None:
         raise ValueError("a cache needs draws, which say whose column is written")
-    if draws is not None and (bound is None or bound.shape[0] < rows):
-        raise ValueError(f"draws need a bound of {rows} rows or more")
     block_r = min(max(16, triton.next_power_of_2(rows)), 64)
     at = None if cache is None else cache[:, step]
     dense_scores_kernel[(triton.cdiv(rows, block_r) * tiles,)](
@@ -204,7 +174,6 @@ def dense_scores(
         0 if draws is None else draws.slots.stride(0),
         None if draws is None else draws.temperature,
         None if draws is None else draws.seeds,
-        None if draws is None else bound,
         best,
         where,
         rows,
@@ -217,6 +186,6 @@ def dense_scores(
         BLOCK_V=BLOCK_V,
         BLOCK_K=64 if rank % 64 == 0 else 32,
         PRECISION=product_precision(w2),
-        num_warps=8 if draws is not None and block_r == 64 else 4,
+        num_warps=4,
         num_stages=4,
     )

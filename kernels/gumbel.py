@@ -50,8 +50,12 @@ def noise_key(seed, position, step, BY_STEP: tl.constexpr):
 
 
 @triton.jit
-def noise_bits(key, word):
-    """The hash of a word, uint32: u ≈ bits / 2³².
+def gumbel(key, word):
+    """Standard Gumbel noise, float32: -log(-log(1 - u)) with u uniform in (0, 1).
+
+    The noise that wins an argmax comes from u near 0, where float32 is finest; there log(1 - u)
+    is summed as a series. u takes all 32 bits of the hash, in two halves that float32 holds
+    exactly.
 
     Args:
         key: uint32, from `noise_key`.
@@ -60,26 +64,7 @@ def noise_bits(key, word):
     bits = _absorb(key, word.to(tl.uint32)) ^ 16  # 16 bytes were hashed
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
-    return bits ^ (bits >> 16)
-
-
-@triton.jit
-def gumbel(key, word):
-    """Standard Gumbel noise of a word, float32; arguments as `noise_bits`."""
-    return gumbel_of(noise_bits(key, word))
-
-
-@triton.jit
-def gumbel_of(bits):
-    """Standard Gumbel noise, float32: -log(-log(1 - u)) with u = (bits + 1/2) / 2³².
-
-    The noise that wins an argmax comes from u near 0, where float32 is finest; there log(1 - u)
-    is summed as a series. u takes all 32 bits of the hash, in two halves that float32 holds
-    exactly.
-
-    Args:
-        bits: uint32, from `noise_bits`.
-    """
+    bits = bits ^ (bits >> 16)
     high = (bits >> 16).to(tl.int32).to(tl.float32)
     low = (bits & 0xFFFF).to(tl.int32).to(tl.float32)
     u = high * (1.0 / (1 << 16)) + (low + 0.5) * (1.0 / (1 << 32))

@@ -145,41 +145,6 @@ def test_step_is_mixed_into_the_seed() -> None:
     assert (tokens[0] != tokens[1]).any()
 
 
-@pytest.mark.parametrize("heat", [0.3, 1.0, 4.0])
-def test_tiles_that_cannot_win_leave_their_noise_out(heat: float) -> None:
-    """And all draws are those of the reference, block after block with the same drafter: the best
-    score so far is forgotten between positions. Greedy rows are among the drawn ones."""
-    requests, depth, tiles = 20, 2, 24
-    case = block("vanilla", requests, depth, tiles * BLOCK_V - 5, 16, whole=True)
-    chosen = draws(requests, depth, [heat if i % 5 else 0.0 for i in range(requests)])
-    made = drafter(case)
-    for factor in (1, -1):  # the likely words lie elsewhere in the second block
-        base = factor * case.base
-        made.draw(base, case.hidden, case.anchors, case.tokens, chosen)
-        expected, _ = dense_reference(base, case.hidden, case.anchors, case.head, chosen)
-        assert torch.equal(case.tokens[:, :depth], expected)
-        assert made._bound.isneginf().all()
-    left_out, drawn = made._best.isneginf(), chosen.temperature[chosen.slots[:, 0]] > 0
-    assert 0 < drawn.sum() < requests
-    assert not left_out[~drawn].any()
-    assert left_out[drawn].float().mean() > 0.2
-    assert not left_out.all(dim=1).any()
-
-
-def test_equal_scores_are_kept_whichever_program_is_first() -> None:
-    """A tile that only reaches what another one has already may hold the lower word. Infinite
-    scores are equal whatever the noise."""
-    case = block("vanilla", 2, 1, 2 * BLOCK_V)
-    case.base[:, 0, BLOCK_V + 3] = torch.inf
-    best = torch.full((2, 2), NAN, device=DEVICE)
-    where = best.nan_to_num().int()
-    bound = torch.full((2,), torch.inf, device=DEVICE)
-    table, w2 = case.head.w1, case.head.w2
-    dense_scores(case.base[:, 0], table, case.anchors, w2, draws(2, 1), 0, best, where, bound=bound)
-    assert best.tolist() == 2 * [[-torch.inf, torch.inf]]
-    assert where[:, 1].tolist() == 2 * [BLOCK_V + 3]
-
-
 def test_drawn_tokens_have_the_distribution() -> None:
     """Chi-square over 1,024 seeds at temperature 0.8, of one row of logits; p above 0.001."""
     count, vocab = 1024, 12
@@ -221,8 +186,6 @@ def test_refusals_name_what_is_wrong() -> None:
     arguments = (case.base[:, 0], case.head.w1, case.anchors, case.head.w2, None, 0)
     with pytest.raises(ValueError, match="best and where"):
         dense_scores(*arguments, best, best.int())
-    with pytest.raises(ValueError, match="need a bound of 2 rows"):
-        dense_scores(*arguments[:4], draws(2, 1), 0, best[:, :1].clone(), best[:, :1].int())
     with pytest.raises(ValueError, match="nothing to pick"):
         dense_pick(None, None, case.anchors, case.head, None)
     cache = torch.empty(2, 1, 40, device=DEVICE)
