@@ -1,7 +1,7 @@
 """Drawing a block of drafts on a GPU, from base logits to tokens and confidences: our kernels
 against vLLM's own loop.
 
-    python -m benchmarks.kernels_draft --out FILE.json
+    python -m benchmarks.kernels_draft --out FOLDER
 
 Every arm gets the same base logits, hidden states and weights, random and of Qwen3-8B's sizes, is
 captured in a CUDA graph and replayed; times are medians. vLLM's arm is the loop of the installed
@@ -12,20 +12,19 @@ large copy, measured in the same run.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.draft_traffic import Shape, built_in_bytes, candidate_bytes, dense_bytes
 from benchmarks.provenance import provenance
+from benchmarks.records import write_record
 from benchmarks.sequential import graph_ms
+from benchmarks.tables import markdown
 from vllm_dspark.heads import ConfidenceHead, build_markov_head
 from vllm_dspark.kernels.candidate import CandidateDrafter
 from vllm_dspark.kernels.confidence import confidence
@@ -178,12 +177,12 @@ def measure(shape: Shape, candidates: Sequence[int], bandwidth: float) -> list[d
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON to write.")],
+    out: Annotated[Path, typer.Option(help="Folder for draft.json and draft.md.")],
     requests: Annotated[str, typer.Option(help="R, comma-separated.")] = "1,8,64,256",
     gammas: Annotated[str, typer.Option(help="γ, comma-separated.")] = "5,7,15",
     candidates: Annotated[str, typer.Option(help="K of candidate mode, likewise.")] = "64,256",
 ) -> None:
-    """Every arm at every R and γ, greedy and drawn; writes JSON, prints a table."""
+    """Every arm at every R and γ, greedy and drawn."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark needs an NVIDIA GPU, and torch sees none")
     bandwidth, rows = copy_bandwidth(), []
@@ -193,20 +192,28 @@ def main(
             for count in map(int, requests.split(",")):
                 rows += measure(Shape(count, gamma, drawn=drawn), sizes, bandwidth)
     record = {"provenance": provenance(), "bytes_per_second": bandwidth, "rows": rows}
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    Console().print(table(rows))
+    write_record(out, "draft", record, table(rows))
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Times side by side, with the factor against vLLM's loop at the same shape."""
-    shown = Table("R", "γ", "drafting", "arm", "ms", "× built-in", "share of floor")
-    base = 1.0
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every shape's times side by side, with the factor against vLLM's loop."""
+    shapes: dict[tuple[int, int, bool], dict[str, Mapping[str, Any]]] = {}
     for r in rows:
-        base = r["ms"] if r["arm"] == "built-in" else base
-        drafting = "drawn" if r["drawn"] else "greedy"
-        cells = [str(r["requests"]), str(r["gamma"]), drafting, r["arm"], f"{r['ms']:.3f}"]
-        shown.add_row(*cells, f"{base / r['ms']:.2f}", f"{r['share_of_floor']:.0%}")
-    return shown
+        shapes.setdefault((r["requests"], r["gamma"], r["drawn"]), {})[r["arm"]] = r
+    arms = list(next(iter(shapes.values())))
+    lines = []
+    for (requests, gamma, drawn), found in shapes.items():
+        cells = [str(requests), str(gamma), "drawn" if drawn else "greedy"]
+        for arm in arms:
+            cells.append(f"{found[arm]['ms']:.3f}")
+            if arm != arms[0]:
+                cells.append(f"{found[arms[0]]['ms'] / found[arm]['ms']:.2f}")
+                cells.append(f"{found[arm]['share_of_floor']:.0%}")
+        lines.append(cells)
+    header = ["R", "γ", "drafts", f"{arms[0]}, ms"]
+    for arm in arms[1:]:
+        header += [f"{arm}, ms", f"× {arms[0]}", "of the floor"]
+    return markdown(header, lines, words=3) + "\n"
 
 
 if __name__ == "__main__":

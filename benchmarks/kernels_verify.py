@@ -1,6 +1,6 @@
 """Verifying a step's drafts on a GPU, from target logits to tokens: our kernels against vLLM's own.
 
-    python -m benchmarks.kernels_verify --out FILE.json
+    python -m benchmarks.kernels_verify --out FOLDER
 
 Both arms are the rejection sampler that a model runner would call, that of the installed vLLM and
 ours, on the same random logits: a draft's distribution is the target's with noise, so that drafts
@@ -16,20 +16,19 @@ budget is timed likewise against the torch operations that the engine uses.
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.kernels_draft import copy_bandwidth
 from benchmarks.provenance import provenance
+from benchmarks.records import write_record
+from benchmarks.tables import markdown
 from benchmarks.verify_step import REGIMES, Step, sampling
 from benchmarks.verify_traffic import Shape, floor_bytes
 
@@ -139,11 +138,11 @@ def timed(milliseconds: float, moved: int, bandwidth: float) -> dict[str, float]
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="JSON to write.")],
+    out: Annotated[Path, typer.Option(help="Folder for verify.json and verify.md.")],
     requests: Annotated[str, typer.Option(help="R, comma-separated.")] = "1,16,64,256",
     gamma: Annotated[int, typer.Option(help="Drafts of a block.")] = 7,
 ) -> None:
-    """Every regime at every R, dense and one-hot; writes JSON, prints a table."""
+    """Every regime at every R, dense and one-hot; then allocation."""
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark needs an NVIDIA GPU, and torch sees none")
     bandwidth, rows, shares = copy_bandwidth(), [], []
@@ -154,31 +153,36 @@ def main(
         for arm, call in allocations(count, gamma, "cuda").items():
             shares.append({"arm": arm, "requests": count, "gamma": gamma, "ms": queued_ms(call)})
     record = {"provenance": provenance(), "bytes_per_second": bandwidth, "rows": rows}
-    out.write_text(json.dumps(record | {"allocation": shares}, indent=1) + "\n")
-    for shown in (table(rows), allocation_table(shares)):
-        Console().print(shown)
+    record["allocation"] = shares
+    write_record(out, "verify", record, f"{table(rows)}\n\n{allocation_table(shares)}\n")
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Times side by side, with the factor against vLLM's at the same shape and regime."""
-    shown = Table("R", "drafts", "regime", "arm", "ms", "× built-in", "share of floor", "peak MB")
-    base = 1.0
-    for row in rows:
-        base = row["ms"] if row["arm"] == "built-in" else base
-        cells = [str(row["requests"]), row["drafts"], row["regime"], row["arm"]]
-        figures = [f"{row['ms']:.3f}", f"{base / row['ms']:.2f}", f"{row['share_of_floor']:.0%}"]
-        shown.add_row(*cells, *figures, f"{row['peak_bytes'] / 1e6:.1f}")
-    return shown
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Times and peak memory side by side, vLLM's first."""
+    lines = []
+    for theirs, own in zip(rows[::2], rows[1::2], strict=True):
+        lines.append(
+            [
+                theirs["drafts"], theirs["regime"], str(theirs["requests"]),
+                f"{theirs['ms']:.3f}", f"{own['ms']:.3f}", f"{theirs['ms'] / own['ms']:.2f}",
+                f"{own['share_of_floor']:.0%}",
+                *(f"{row['peak_bytes'] / 1e6:.1f}" for row in (theirs, own)),
+            ]
+        )  # fmt: skip
+    header = ["drafts", "requests' regime", "R", "built-in, ms", "ours, ms", "× built-in"]
+    header += ["of the floor", "built-in, MB at its peak", "ours, MB"]
+    return markdown(header, lines, words=2)
 
 
-def allocation_table(shares: list[dict[str, Any]]) -> Table:
+def allocation_table(shares: Sequence[Mapping[str, Any]]) -> str:
     """Times of allocation side by side."""
-    shown, base = Table("R", "allocation by", "ms", "× torch"), 1.0
-    for row in shares:
-        base = row["ms"] if row["arm"] == "torch" else base
-        figures = [f"{row['ms']:.4f}", f"{base / row['ms']:.2f}"]
-        shown.add_row(str(row["requests"]), row["arm"], *figures)
-    return shown
+    pairs = zip(shares[::2], shares[1::2], strict=True)
+    lines = [
+        [str(torch_["requests"]), f"{1e3 * torch_['ms']:.1f}", f"{1e3 * own['ms']:.1f}",
+         f"{torch_['ms'] / own['ms']:.2f}"]
+        for torch_, own in pairs
+    ]  # fmt: skip
+    return markdown(["R", "allocation by torch, µs", "in one launch, µs", "× torch"], lines)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def test_row_states_the_share_of_the_floor() -> None:
     found = row("dense", Shape(1, 1), 10**9, 2.0, 1e12)
     assert found["floor_ms"] == pytest.approx(1.0)
     assert found["share_of_floor"] == pytest.approx(0.5)
-    assert table([found]).row_count == 1
+    rows = [row("built-in", Shape(1, 1), 10**9, 3.0, 1e12), found]
+    assert table(rows).splitlines()[-1] == "| 1 | 1 | greedy | 3.000 | 2.000 | 1.50 | 50% |"
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -63,7 +64,7 @@ def test_arms_draw_the_same(drawn: bool) -> None:
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
 def test_command_says_that_it_needs_a_gpu(tmp_path: Path) -> None:
-    out = tmp_path / "draft.json"
+    out = tmp_path / "draft"
     done = CliRunner().invoke(app, ["--out", str(out)])
     assert done.exit_code != 0
     assert "NVIDIA GPU" in done.output
