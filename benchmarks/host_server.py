@@ -99,6 +99,7 @@ class Server:
         self.manager: VerificationManager
         if device_mode:
             self.manager = DeviceVerification(calibrator, *rest)
+            self.manager.samples = True
         else:
             self.manager = HostVerification(*rest)
         self.scheduler = Scheduler(_vllm_config(gamma, requests), requests, spans)

@@ -40,6 +40,7 @@ class Simulation:
         allocate: whose drafts are verified.
         greedy: drafts are the likeliest words; otherwise they are drawn from the drafter.
         lag: steps between drawing and arrival of confidences, 0 on a CPU.
+        samples: of four steps the policy hears of two.
 
     Attributes:
         lengths: int [rounds, R], verified drafts.
@@ -56,7 +57,9 @@ class Simulation:
         greedy: bool,
         lag: int,
         seed: int,
+        samples: bool = False,
     ) -> None:
+        self._samples = samples
         self.target, self._confidence, self._policy = target, confidence, policy
         self._drafter = np.eye(len(drafter))[drafter.argmax(axis=1)] if greedy else drafter
         self._allocate, self._lag = allocate, lag
@@ -79,7 +82,8 @@ class Simulation:
         for step in range(rounds):
             words, confidence = self._draw(last)
             policy.drafted(step, slots, gamma)
-            waiting.append((step, accepted, verified, confidence))
+            if not self._samples or step % 4 < 2:
+                waiting.append((step, accepted, verified, confidence))
             while waiting and waiting[0][0] <= step - self._lag:
                 drawn, *outcome, raw = waiting.pop(0)
                 policy.outcomes_arrived(drawn, slots, *outcome)

@@ -116,10 +116,10 @@ def test_one_shape_again_and_again_leaves_the_others_open() -> None:
     for step in range(500):
         parts = times.parts(seen)
         assert times.learn(seen, 4.0, parts) or step < 40
-        spreads.append(times.spread(other, seen))
+        spreads.append(times.spreads([other], seen)[0])
     assert sum(times.parts(seen)) == pytest.approx(4.0, rel=0.01)
     assert spreads[-1] >= 0.9 * spreads[4] > 0.05
-    assert times.spread(seen, seen) == 0.0
+    assert times.spreads([seen], seen) == [0.0]
 
 
 def test_a_part_at_its_limit_lets_the_others_follow() -> None:

@@ -82,6 +82,7 @@ def needs_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_mode_where_everything_allows_it() -> None:
     manager = ask(config(ADAPTIVE, flag=True))
     assert type(manager) is DeviceVerification
+    assert manager.samples
     assert type(manager.policy) is VerificationPolicy
     assert manager.layout.max_total_logits == 10  # vLLM's sampler takes one chunk
 
@@ -91,6 +92,7 @@ def test_host_mode_with_graphs_of_mixed_lengths() -> None:
     """Asked for on a device that could do without: vLLM still captures for mixed lengths."""
     manager = ask(config(ADAPTIVE | {"verification_mode": "host"}))
     assert type(manager) is HostVerification
+    assert not manager.samples  # the host ranks by what arrives
     assert manager.layout.max_total_logits > 1 << 30
 
 

@@ -84,7 +84,7 @@ DRAWN = 1.0, 1.6, 1.65, 2.1, 2.15, 2.6, 2.65
 GREEDY = 1.0, 1.2, 1.22, 1.45, 1.47, 1.7, 1.72
 
 
-def simulate(policy: Any, mode: str, greedy: bool) -> Simulation:
+def simulate(policy: Any, mode: str, greedy: bool, samples: bool = False) -> Simulation:
     """A drafter that knows the target after one word and guesses after the others, and says so:
     what it draws first tells how the next draft will fare."""
     random = np.random.default_rng(2)
@@ -95,7 +95,7 @@ def simulate(policy: Any, mode: str, greedy: bool) -> Simulation:
     survives = np.minimum(target, drafts).sum(axis=1, keepdims=True).clip(0.02, 0.98)
     allocate, lag = MODES[mode]
     confidence = survives.repeat(GAMMA, axis=1)
-    simulation = Simulation(target, drafter, confidence, policy, allocate, greedy, lag, seed=9)
+    simulation = Simulation(target, drafter, confidence, policy, allocate, greedy, lag, 9, samples)
     simulation.run(STEPS)
     return simulation
 
@@ -141,6 +141,15 @@ def test_numbers_that_stand_are_lossless(mode: str) -> None:
     simulation = simulate(policy, mode, greedy=False)
     assert len(policy.costs.asked) < 0.6 * STEPS
     assert (simulation.lengths.std(axis=0) > 0.3).all()
+    assert policy.calibrator.version > 0
+    assert p_value(simulation) > SIGNIFICANCE
+
+
+def test_sampled_steps_are_lossless() -> None:
+    """As served in device mode: half of the blocks never arrive, and older ones stand in."""
+    policy = make(VerificationPolicy, greedy=False, every=8)
+    simulation = simulate(policy, "device", greedy=False, samples=True)
+    assert len(np.unique(simulation.lengths.sum(axis=1))) > 2
     assert policy.calibrator.version > 0
     assert p_value(simulation) > SIGNIFICANCE
 

@@ -332,3 +332,38 @@ def test_another_order_than_the_runners_is_noticed() -> None:
     manager.get_num_tokens({"a": 4, "b": 4}, {"a": [-1] * 3, "b": [-1] * 3})
     with pytest.raises(AssertionError, match="order"):
         manager.reallocate_drafts(["b", "a"], torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_steps_that_are_sent(samples: bool) -> None:
+    """Of four steps of a depth the first two; a probe of one step, and what became of its block.
+    Nothing that is skipped is taken for what it is not: every outcome meets its own block."""
+    manager = device()
+    manager.samples = samples
+    sent: list[int] = []
+    told: list[list[float]] = []
+    send, observe = manager.arrivals.send, manager.policy.calibrator.observe
+
+    def sending(number: int, *rest: Any) -> None:
+        sent.append(number)
+        send(number, *rest)
+
+    def observing(confidence: Any, *rest: Any, **more: Any) -> None:
+        told.append(confidence[:, 0].tolist())
+        observe(confidence, *rest, **more)
+
+    manager.arrivals.send, manager.policy.calibrator.observe = sending, observing
+    depths = [GAMMA] * 8 + [2] + [GAMMA] * 3 + [0, 0, GAMMA, 0, 0]
+    before = 0
+    for number, depth in enumerate(depths):
+        begin(manager, {"a": None} if number == 0 else {}, depth)
+        if before:
+            step(manager, {"a": 1 + before}, {"a": before})
+        end(manager, ["a"], [1], [before], [[0.5 + number / 100] * GAMMA])
+        before = depth
+    manager.begin_step(SimpleNamespace(scheduled_new_reqs=[], num_spec_tokens_to_schedule=0))
+    manager._collect()
+    everything = [n for n in range(len(depths)) if depths[n] or (n and depths[n - 1])]
+    assert sent == ([0, 3, 4, 7, 8, 9, 10, 12, 14, 15] if samples else everything)
+    pairs = [n for n in sent if n and n - 1 in sent and depths[n - 1]]
+    assert told == [[pytest.approx(0.5 + (n - 1) / 100, abs=1e-6)] for n in pairs]

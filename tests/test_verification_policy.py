@@ -172,8 +172,9 @@ def test_steady_choice_stands_for_more_and_more_steps() -> None:
     assert stood == [None, None, 3, None, 3, 3, 3, None, 3, 3, 3, None, 3]
 
 
-def test_choice_stands_for_the_very_batch() -> None:
-    """Not for another number of drafts, another depth, or after a request came."""
+def test_choice_stands_for_the_load() -> None:
+    """Whoever runs, as long as they are as many with as many drafts; not for another number of
+    drafts, another depth, or another number of requests."""
     policy = VerificationPolicy(4, 3, PlainCalibrator(), Prices(1.0), stands=8)
     for slot in range(2):
         policy.add_request(slot, 0)
@@ -184,12 +185,31 @@ def test_choice_stands_for_the_very_batch() -> None:
             if policy.standing(slots, drafts, 3) is None:
                 policy.choose(slots, drafts, 2, 2, 100, 3)
 
-    for changed in ((slots, ints(3, 3), 3), (ints(0, 1), drafts, 3), (slots, drafts, 2)):
+    steady()
+    assert policy.standing(ints(1, 0), ints(3, 3), 3) == 6
+    policy.add_request(2, 1)
+    assert policy.standing(ints(2, 1), ints(3, 3), 3) == 6
+    for changed in (
+        (slots, ints(3, 2), 3), (slots, drafts, 2), (ints(0, 1, 2), ints(3, 3, 0), 3),
+        (slots, drafts, 3, 40), (slots, ints(0, 0), 3),
+    ):  # fmt: skip
         steady()
         assert policy.standing(*changed) is None
-        assert policy.standing(slots, drafts, 3) == 6
-    policy.add_request(2, 1)
-    assert policy.standing(slots, drafts, 3) is None
+
+
+def test_what_stands_respects_what_requests_let_be_verified() -> None:
+    """Catches a standing number above what is scheduled, or above the limit of a new request."""
+    policy = VerificationPolicy(40, 3, PlainCalibrator(), Prices(1.0), stands=8)
+    for slot in range(39):
+        policy.add_request(slot, 0)
+    slots, drafts = np.arange(32), np.full(32, 3)
+    for _ in range(4):
+        if policy.standing(slots, drafts, 3) is None:
+            assert policy.choose(slots, drafts, 32, 32, 100, 3) == 96
+    policy.add_request(39, 1, max_verified=1)
+    slots = np.array([*range(31), 39])
+    assert policy.standing(slots, np.full(32, 3), 3) == policy.limits(slots, drafts).sum() == 94
+    assert policy.standing(slots[:31], np.full(31, 3), 3) == 93
 
 
 def test_nothing_stands_with_a_grammar() -> None:
@@ -249,14 +269,28 @@ def test_outcomes_meet_the_confidences_that_were_verified() -> None:
     assert second[-1] == request[1:]
 
 
+def test_outcomes_of_an_unknown_block_teach_nothing() -> None:
+    """Nobody told of the block of step 1, as where steps are sampled, and slot 1 sat step 1 out:
+    what step 2 verified is not what the policy knows. Step 3 verifies what it was told of."""
+    policy = make()
+    draw(policy, 0, {0: SURE, 1: SURE})
+    policy.drafted(1, ints(0), 3)
+    policy.outcomes_arrived(2, ints(0, 1), ints(3, 0), ints(3, 3))
+    assert not policy.calibrator.observed
+    draw(policy, 2, {0: UNSURE, 1: UNSURE})
+    policy.outcomes_arrived(3, ints(0, 1), ints(0, 1), ints(3, 3))
+    (seen,) = policy.calibrator.observed
+    np.testing.assert_allclose(seen[0], [UNSURE, UNSURE])
+
+
 def test_numbers_of_requests_are_not_used_again() -> None:
     """The calibrator bounds what one request can teach it."""
     policy = make()
     numbers = []
-    for step in range(3):
+    for step in range(0, 6, 2):
         policy.add_request(0, step)
         draw(policy, step, {0: SURE})
-        policy.outcomes_arrived(step, ints(0), ints(1), ints(2))
+        policy.outcomes_arrived(step + 1, ints(0), ints(1), ints(2))
         numbers.append(int(policy.calibrator.observed[-1][-1][0]))
     assert len(set(numbers)) == 3
 

@@ -16,6 +16,9 @@ from vllm_dspark import checks
 from vllm_dspark.scheduler.cost_model import CostModel, StepShape
 from vllm_dspark.scheduler.depth import DepthPolicy, Goal
 from vllm_dspark.scheduler.running_survival import RunningSurvival
+from vllm_dspark.scheduler.thinning import Thinning
+
+STANDS = 4  # steps that the predictions behind a choice stand at most
 
 
 class DepthController:
@@ -55,6 +58,7 @@ class DepthController:
         self.depth = gamma if fixed is None else fixed
         self.policy: DepthPolicy | None = None
         self.ignored = 0
+        self._thinning = Thinning()
         self._outcomes = RunningSurvival(gamma)
         self._survival, self._age = self._outcomes.mean, self._outcomes.age
 
@@ -76,13 +80,17 @@ class DepthController:
                 self.cost = CostModel.from_json(profile, {})
             if self.fixed is None and 0 in depths and len(set(depths)) > 1:
                 self.policy = DepthPolicy(
-                    self.gamma, depths, self.goal, max_requests=self._max_requests
+                    self.gamma,
+                    depths,
+                    self.goal,
+                    max_requests=self._max_requests,
+                    stands=STANDS,
                 )
         except ValueError:
             self.ignored += 1
 
     def observe_step(self, shape: Sequence[int], ms: float, usual: bool) -> bool:
-        """A step took `ms`.
+        """A step took `ms`. Of steps that go on as they are, some are passed over; see `Thinning`.
 
         Args:
             shape: fields of its StepShape.
@@ -90,13 +98,22 @@ class DepthController:
             usual: it ran in the way that its size was profiled.
 
         Returns:
-            Whether the time made sense.
+            Whether whoever learns costs is to hear of it: not if it made no sense or was passed
+            over.
         """
         try:
-            self.cost.observe(StepShape(*shape), ms, graph=usual)
+            step = StepShape(*shape)
+            stands = 1
+            if usual:
+                stands = self._thinning.takes(step.requests, step.tokens, step.depth)
+            if not stands:
+                return False
+            believed = self.cost.observe(step, ms, graph=usual, stands=stands)
         except (ValueError, TypeError):
             self.ignored += 1
             return False
+        if usual:
+            self._thinning.learned(believed)
         return True
 
     def observe_survival(self, survival: Sequence[float], age: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,11 +131,11 @@ class CorrectedTimes:
             table, rest, float(self._block_ms(shape.requests, shape.depth, of)), draft_rest
         )
 
-    def spread(self, shape: StepShape, other: StepShape) -> float:
-        """Standard deviation of the logarithm of what one step takes over what the other does, on
+    def spreads(self, shapes: Sequence[StepShape], other: StepShape) -> list[float]:
+        """Standard deviations of the logarithm of what each step takes over what the other does, on
         the device: what profile, or guess, and measured times leave open."""
-        shares, others = (self._shares(step, self._padded(step)) for step in (shape, other))
-        return math.sqrt(self.correction.variance(shares - others))
+        others, *shares = (self._shares(step, self._padded(step)) for step in (other, *shapes))
+        return [math.sqrt(self.correction.variance(of_one - others)) for of_one in shares]
 
     def _padded(self, shape: StepShape) -> int:
         return int(self.profile.verify.padded(np.asarray(shape.tokens)))
@@ -161,7 +162,14 @@ class CorrectedTimes:
         """What the host takes to launch the step, float64, ms."""
         return self.floor.ms(requests) * (depth > 0)
 
-    def learn(self, shape: StepShape, measured_ms: float, parts: Parts, whole: bool = True) -> bool:
+    def learn(
+        self,
+        shape: StepShape,
+        measured_ms: float,
+        parts: Parts,
+        whole: bool = True,
+        stands: int = 1,
+    ) -> bool:
         """Correct by what these parts together were measured to take; nothing to learn from
         parts that are predicted to take no time.
 
@@ -169,6 +177,7 @@ class CorrectedTimes:
             shape, parts: of the step.
             measured_ms: what they took.
             whole: that is the time of the whole step, the host's part in it included.
+            stands: steps that this one stands for.
 
         Returns:
             Whether it was believed.
@@ -184,7 +193,7 @@ class CorrectedTimes:
         kind = padded.bit_length() // 2, shape.depth, verifies
         longer: Longer | None = "device"
         if not shape.depth:
-            floor.rest()
+            floor.rest(stands)
         elif whole:
             regimes = floor.regimes
             spread = math.sqrt(correction.variance(shares) + correction.gate.noise**2)
@@ -195,7 +204,7 @@ class CorrectedTimes:
                     correction.doubt_whole()  # it may have been the device after all
                 return True
         regimes = correction.gate.regimes
-        if not correction.learn(log_ratio, shares, kind, doubtful=longer is None):
+        if not correction.learn(log_ratio, shares, kind, longer is None, stands):
             return False
         if correction.gate.regimes > regimes:
             floor.forget()

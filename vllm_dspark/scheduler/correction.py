@@ -142,7 +142,12 @@ class Correction:
         self._doubt[0, 0] += self._prior[0, 0]
 
     def learn(
-        self, log_ratio: float, shares: Floats, kind: tuple[int, ...], doubtful: bool = False
+        self,
+        log_ratio: float,
+        shares: Floats,
+        kind: tuple[int, ...],
+        doubtful: bool = False,
+        stands: int = 1,
     ) -> bool:
         """Learn from one measured time.
 
@@ -151,12 +156,14 @@ class Correction:
             shares: see `shares`.
             kind: steps of a kind may change their time together; see `Gate`.
             doubtful: it teaches nothing unless it is a new regime's.
+            stands: steps that this one stands for.
 
         Returns:
             Whether it taught anything.
         """
-        self._observed += 1
-        if self._observed % RETURN_EVERY == 0:
+        self._observed += stands
+        if self._observed >= RETURN_EVERY:
+            self._observed -= RETURN_EVERY
             self._state *= self._keep
             self._doubt *= self._keep_doubt
             self._doubt += self._drift

@@ -233,7 +233,8 @@ class CostModel:
         measured_ms: float,
         graph: bool = True,
         draft_ms: float | None = None,
-    ) -> None:
+        stands: int = 1,
+    ) -> bool:
         """Learn from what a step took.
 
         Args:
@@ -243,6 +244,11 @@ class CostModel:
             graph: whether the step ran in the way that was profiled for its size. False teaches
                 nothing and counts in no error: prefill, compilation, an eager fallback.
             draft_ms: the drafter's part of `measured_ms`, where it was measured apart.
+            stands: steps that this one stands for, itself among them: doubt returns as if they
+                had been observed.
+
+        Returns:
+            Whether it was believed.
 
         Raises:
             ValueError: an argument, which it names, is outside of that.
@@ -254,18 +260,19 @@ class CostModel:
         if draft_ms is not None and not 0 <= draft_ms < measured_ms:
             raise ValueError(f"draft_ms must lie in 0..measured_ms, got {draft_ms}")
         if not graph:
-            return
+            return False
         self.timed[shape.depth] += 1
         parts = self._times.parts(shape)
         predicted_ms = max(sum(parts), self._times.floor_ms(shape.requests, shape.depth))
         self._errors.append(100 * abs(predicted_ms / measured_ms - 1))
         if not draft_ms:
-            self.refused[shape.depth] += not self._times.learn(shape, measured_ms, parts)
-            return
+            believed = self._times.learn(shape, measured_ms, parts, stands=stands)
+            self.refused[shape.depth] += not believed
+            return believed
         verify = parts._replace(draft=0.0, draft_rest=0.0)
         draft = Parts(0.0, 0.0, parts.draft, parts.draft_rest)
-        self._times.learn(shape, measured_ms - draft_ms, verify, whole=False)
-        self._times.learn(shape, draft_ms, draft, whole=False)
+        verified = self._times.learn(shape, measured_ms - draft_ms, verify, whole=False)
+        return self._times.learn(shape, draft_ms, draft, whole=False) and verified
 
     def to_json(self, key: Mapping[str, str]) -> str:
         """The profile, for a cache. What was learned since belongs to the run and is left out.

@@ -184,11 +184,13 @@ class CostProbing:
     def _hopeful(self, steady: Steady, cost: CostModel, margin: float) -> int | None:
         """Index of the depth to probe: 0 before all others, then what promises most."""
         current, depths, requests, context_tokens, tokens, step_ms = steady
-        hope = tokens / cost.hoped_ms(requests, context_tokens, depths, current)
-        worth = hope > (1 + margin) * tokens[current] / step_ms[current]
-        worth &= [self._step - self._sure[depth] >= self.interval for depth in depths]
+        worth = np.array([self._step - self._sure[depth] >= self.interval for depth in depths])
         worth[1:] &= self._step >= self._next
         worth[current] = False
+        if not worth.any():
+            return None
+        hope = tokens / cost.hoped_ms(requests, context_tokens, depths, current)
+        worth &= hope > (1 + margin) * tokens[current] / step_ms[current]
         if not worth.any():
             return None
         return 0 if worth[0] else int(np.where(worth, hope, 0.0).argmax())

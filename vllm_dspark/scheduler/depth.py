@@ -22,46 +22,20 @@ Which Θ is taken, and when the choice may change:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_dspark import checks
 from vllm_dspark.scheduler.cost_model import CostModel
-from vllm_dspark.scheduler.cost_probing import CostProbeSettings, CostProbing, Steady
+from vllm_dspark.scheduler.cost_probing import CostProbeSettings, CostProbing
 from vllm_dspark.scheduler.goal import Goal
+from vllm_dspark.scheduler.hysteresis import Hysteresis
 from vllm_dspark.scheduler.monotone import Floats
+from vllm_dspark.scheduler.outlook import Outlook
 from vllm_dspark.scheduler.probing import LOAD_CHANGE, ProbeSettings, Probing
 
 __all__ = ["CostProbeSettings", "DepthPolicy", "Goal", "Hysteresis", "ProbeSettings"]
-
-
-@dataclass(frozen=True)
-class Hysteresis:
-    """When a better depth is moved to.
-
-    Args:
-        margin: relative gain that counts, at least 0.
-        patience: consecutive steps that must show it, at least 1.
-        urgent: relative gain that needs no patience.
-        dwell: steps that a choice stays, at least 0, unless the load changes by a factor of two
-            or the choice is slower than depth 0.
-
-    Raises:
-        ValueError: an argument, which it names, is outside of that.
-    """
-
-    margin: float = 0.03
-    patience: int = 8
-    urgent: float = 0.10
-    dwell: int = 32
-
-    def __post_init__(self) -> None:
-        checks.amount("margin", self.margin)
-        checks.amount("urgent", self.urgent)
-        checks.whole("patience", self.patience, least=1)
-        checks.whole("dwell", self.dwell, least=0)
 
 
 class DepthPolicy:
@@ -76,6 +50,8 @@ class DepthPolicy:
         probes: see `ProbeSettings`.
         cost_probes: see `CostProbeSettings`.
         kv_low, kv_stop: fractions of free K/V memory, 0 ≤ kv_stop < kv_low ≤ 1.
+        stands: steps that a prediction stands at most, at least 1; see `outlook`. Survival, age
+            and context of the steps in between are not looked at.
 
     Attributes:
         depth: int, chosen last, probes aside.
@@ -98,6 +74,7 @@ class DepthPolicy:
         cost_probes: CostProbeSettings | None = None,
         kv_low: float = 0.10,
         kv_stop: float = 0.02,
+        stands: int = 1,
     ) -> None:
         self.gamma = checks.whole("gamma", gamma, least=1)
         distinct = sorted({checks.whole("depths", depth, least=0) for depth in depths})
@@ -114,6 +91,9 @@ class DepthPolicy:
         self.cost_probes = CostProbing(cost_probes or CostProbeSettings())
         self._max_requests = max_requests
         self._kv_low, self._kv_stop = kv_low, kv_stop
+        self._stands = checks.whole("stands", stands, least=1)
+        self._outlook: Outlook | None = None
+        self._left = 0  # steps that it stands
         self._current: int | None = None  # index into depths
         self._load = self._since = self._better_for = 0
         self._age = np.full(gamma, np.inf)
@@ -157,30 +137,53 @@ class DepthPolicy:
             ValueError: an argument, which it names, is outside of that.
         """
         requests = checks.whole("requests", requests, least=0)
-        survival, seen = self._checked(survival, age)
         if not 0 <= checks.amount("free_kv_fraction", free_kv_fraction) <= 1:
             raise ValueError(f"free_kv_fraction must lie in [0, 1], got {free_kv_fraction}")
         load = self._expected(requests, checks.whole("waiting", waiting, least=0), free_kv_fraction)
-        context = checks.whole("context_tokens", context_tokens, least=0)
-        if requests == 0:
-            return self.depth
-        if self.goal.kind == "latency":
-            self._current = self._depths.size - 1
-            return self.depth
-        depths = self._depths[: self._allowed(free_kv_fraction)]
-        loads = np.array([[requests], [load]])
-        step_ms = cost.steady_ms(loads, loads * context // requests, depths)
-        emitted = np.cumsum([1.0, *survival])[depths]
-        self._settle(self.goal.values(load * emitted / step_ms[1], load), load)
-        current, margin = self._current or 0, self.hysteresis.margin
-        steady = Steady(current, depths, requests, context, emitted, step_ms[0])
-        chosen = self.cost_probes.step(steady, cost, margin)
-        if chosen is None:
-            chosen = self.probes.step(current, depths, requests, survival, seen, step_ms[0], margin)
+        allowed = self._allowed(free_kv_fraction)
+        outlook, self._left = self._outlook, self._left - 1
+        new = (
+            outlook is None
+            or self._left <= 0
+            or self.probing
+            or not outlook.holds(requests, load, allowed, cost)
+        )
+        if outlook is None or new:
+            seen = self._checked(survival, age)
+            context = checks.whole("context_tokens", context_tokens, least=0)
+            if requests == 0:
+                return self.depth
+            if self.goal.kind == "latency":
+                self._current = self._depths.size - 1
+                return self.depth
+            steps = requests, load, context
+            outlook = Outlook.of(steps, self._depths[:allowed], *seen, cost, self.goal)
+            self._outlook, self._left = outlook, self._stands
+        chosen = self._step(outlook, new)
         self.probing = chosen != self.depth
-        self._age += 1
-        self._age[:chosen] = 0
+        if age is None:
+            self._age += 1
+            self._age[:chosen] = 0
         return chosen
+
+    def _step(self, outlook: Outlook, new: bool) -> int:
+        """The depth of one more step, as it looks."""
+        self._settle(outlook.values, outlook.best, outlook.load)
+        current, margin = self._current or 0, self.hysteresis.margin
+        steady = outlook.steady._replace(current=current)
+        chosen = self.cost_probes.step(steady, outlook.cost[0], margin)
+        if chosen is not None:
+            return chosen
+        return self.probes.step(
+            current,
+            steady.depths,
+            steady.requests,
+            outlook.survival,
+            outlook.age,
+            steady.step_ms,
+            margin,
+            look=new,
+        )
 
     def _checked(self, survival: npt.ArrayLike, age: npt.ArrayLike | None) -> tuple[Floats, Floats]:
         survival = checks.probabilities("survival", survival, 1, "[γ]")
@@ -211,11 +214,11 @@ class DepthPolicy:
         deepest = np.floor(self.gamma * max(room, 0.0))
         return int(np.searchsorted(self._depths, deepest, side="right"))
 
-    def _settle(self, values: Floats, load: int) -> None:
+    def _settle(self, values: list[float], best: int, load: int) -> None:
         """Stay, or move to the best depth."""
-        best, current, rules = int(values.argmax()), self._current, self.hysteresis
+        current, rules = self._current, self.hysteresis
         self._since += 1
-        if current is None or current >= values.size or values[current] < values[0]:
+        if current is None or current >= len(values) or values[current] < values[0]:
             self._move(best, load)
             return
         if values[best] <= (1 + rules.margin) * values[current]:

@@ -60,12 +60,22 @@ class FixedPolicy:
         """Step `step` drew a block of `depth` drafts for each of `slots`: known when it is
         launched, long before its confidences arrive."""
 
-    def standing(self, slots: Ints, draft_lengths: Ints, depth: int | None = None) -> int | None:
-        """What was chosen in an earlier step, if it is to hold in this one too; else None.
+    def standing(
+        self,
+        slots: Ints,
+        draft_lengths: Ints,
+        depth: int | None = None,
+        base_tokens: int | None = None,
+    ) -> int | None:
+        """What was chosen in an earlier step, if it is to hold in this one too; else None. To be
+        asked once in every step that has drafts, before `choose`.
 
         Args:
-            slots, draft_lengths, depth: as in `choose`. What was chosen for other array objects
-                does not stand: pass the same ones as long as nothing in them changes.
+            slots, draft_lengths, depth: as in `choose`.
+            base_tokens: as there; None for one of each request.
+
+        Returns:
+            Drafts, the sum of the limits at most.
         """
         return None
 

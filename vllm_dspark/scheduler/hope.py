@@ -46,7 +46,7 @@ def hoped_ms(
         StepShape(many, requests, context_tokens, many, depth)
         for many, depth in zip(tokens.tolist(), depths.tolist(), strict=True)
     ]
-    doubts = np.array([times.spread(shape, shapes[current]) for shape in shapes])
+    doubts = np.array(times.spreads(shapes, shapes[current]))
     least_ms = np.clip(np.exp(-DOUBTS * doubts), LEAST, 1 - HOPE) * device_ms
     idle_ms = np.minimum(least_ms, np.maximum(profiled_ms, LEAST * device_ms))
     floor_ms = (1 - HOPE) * times.floor_ms(requests, depths)

@@ -68,9 +68,9 @@ class HostFloor:
         """Times changed: it may be anything again."""
         self._doubt, self._seen = _FULL, False
 
-    def rest(self) -> None:
-        """A step did not draft."""
-        self._doubt = _toward_full(self._doubt, UNSEEN_STEPS)
+    def rest(self, steps: int = 1) -> None:
+        """A step did not draft, or several."""
+        self._doubt = _toward_full(self._doubt, UNSEEN_STEPS / steps)
 
     def observe(
         self, requests: int, measured_ms: float, device_log: float, device_spread: float

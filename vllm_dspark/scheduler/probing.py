@@ -89,8 +89,10 @@ class Probing:
         age: Floats,  # [γ] steps
         step_ms: Floats,  # [D]
         margin: float,
+        look: bool = True,
     ) -> int:
-        """The depth to draft in this step: depths[current], or a deeper one to probe."""
+        """The depth to draft in this step: depths[current], or a deeper one to probe. Without a
+        look nothing is begun."""
         depth = int(depths[current])
         if not self._load / LOAD_CHANGE < requests < self._load * LOAD_CHANGE:
             self._load = requests
@@ -104,7 +106,7 @@ class Probing:
             if current < at < depths.size and step_ms[at] - now_ms <= self._credit_ms:
                 return self._draft(*self._probe, float(step_ms[at]) - now_ms)
             self._probe = None  # the load or K/V memory changed
-        if self._wait > 0 or current == depths.size - 1 or self.settings.share == 0:
+        if not look or self._wait > 0 or current == depths.size - 1 or self.settings.share == 0:
             return depth
         steps = math.ceil(self.settings.observations / requests)
         steps = min(steps, self.settings.most_steps)

@@ -1,78 +1,83 @@
 """How long a number of drafts stands that was chosen for a step.
 
 To choose takes the host a while, and mostly leads to the number of the step before. So a choice
-that has stopped changing stands for more and more steps, as long as the same requests run with as
-many drafts each.
+that has stopped changing stands for more and more steps, as long as about as many requests run,
+with about as many drafts and other tokens. For a few drafts more or less it is scaled.
 
 That keeps what is emitted the target's: the number comes from blocks that are older still, provided
-that nothing drawn since then decides on whether it stands. Who runs with how many drafts says
-nothing of them, but for a request under a grammar, whose block is cut where a token does not fit:
-with one of those nothing may be put here.
+that nothing drawn since then decides on whether it stands. How many requests run with how many
+drafts says nothing of them, but for a request under a grammar, whose block is cut where a token
+does not fit: with one of those nothing may be put or taken here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from vllm_dspark.scheduler.fixed import Ints
+_STEADY = 16  # a choice is about the same if it differs by less than this part of the drafts
+_ALIKE = 16  # loads are about the same that differ by less than this part
 
-_STEADY = 32  # a choice is about the same if it differs by less than this part of the drafts
+
+class Load(NamedTuple):
+    """What a choice is for."""
+
+    requests: int
+    drafts: int  # that may be verified, at least 1
+    base: int  # tokens that run in any case
+    depth: int | None  # of the block that the step draws
+
+    def about(self, other: Load) -> bool:
+        """Whether the other one is about the same."""
+        return (
+            self.depth == other.depth
+            and abs(self.requests - other.requests) * _ALIKE <= self.requests
+            and abs(self.drafts - other.drafts) * _ALIKE <= self.drafts
+            and abs(self.base - other.base) * _ALIKE <= self.base
+        )
 
 
-@dataclass
-class _Choice:
-    slots: Ints
-    draft_lengths: Ints
-    depth: int | None
+class _Choice(NamedTuple):
+    load: Load
     budget: int
     stands: int  # steps, with the one that it was chosen in
-    left: int  # of those
+    until: int  # first step that it does not stand in
 
-    def is_for(self, slots: Ints, draft_lengths: Ints, depth: int | None) -> bool:
-        """Whether these are the same objects: that is quicker than to compare arrays."""
-        return self.slots is slots and self.draft_lengths is draft_lengths and self.depth == depth
+    def of(self, load: Load) -> int:
+        """Its budget, scaled to the drafts of another load."""
+        return self.budget * load.drafts // self.load.drafts
 
 
 class Standing:
-    """The last choice.
+    """The last choices: one for steps that only decode, and one for those with a prefill, which
+    may come in turn.
 
     Args:
         most: steps that a choice stands at most, at least 1. It starts with one, and doubles each
-            time that the next one is about the same.
+            time that the next one is about the same, and halves each time that it is not.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._choice: _Choice | None = None
+        self._step = 0
+        self._choices: dict[bool, _Choice] = {}  # by whether the step only decodes
 
     def forget(self) -> None:
         """What was chosen stands no longer, and what is chosen next starts with one step."""
-        self._choice = None
+        self._choices.clear()
 
-    def take(self, slots: Ints, draft_lengths: Ints, depth: int | None) -> int | None:
-        """The number, if one stands in this step; else None.
-
-        Args:
-            slots, draft_lengths, depth: of the step; as in `FixedPolicy.choose`.
-        """
-        choice = self._choice
-        if choice is None or not choice.left or not choice.is_for(slots, draft_lengths, depth):
+    def take(self, load: Load) -> int | None:
+        """The number, if one stands in this step; else None. To be called once in every step."""
+        self._step += 1
+        choice = self._choices.get(load.base == load.requests)
+        if choice is None or self._step >= choice.until or not choice.load.about(load):
             return None
-        choice.left -= 1
-        return choice.budget
+        return choice.of(load)
 
-    def put(
-        self, slots: Ints, draft_lengths: Ints, depth: int | None, budget: int, total: int
-    ) -> None:
-        """A number was chosen.
-
-        Args:
-            slots, draft_lengths, depth: as above.
-            budget: drafts.
-            total: drafts that it was chosen from.
-        """
-        before, stands = self._choice, 1
-        if before is not None and before.is_for(slots, draft_lengths, depth):
-            steady = abs(budget - before.budget) * _STEADY <= total
-            stands = min(2 * before.stands, self._most) if steady else 1
-        self._choice = _Choice(slots, draft_lengths, depth, budget, stands, stands - 1)
+    def put(self, load: Load, budget: int) -> None:
+        """A number was chosen in the step that was asked about last."""
+        decodes = load.base == load.requests
+        before, stands = self._choices.get(decodes), 1
+        if before is not None and before.load.about(load):
+            steady = abs(budget - before.of(load)) * _STEADY <= load.drafts
+            stands = min(2 * before.stands, self._most) if steady else max(before.stands // 2, 1)
+        self._choices[decodes] = _Choice(load, budget, stands, self._step + stands)

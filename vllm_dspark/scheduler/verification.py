@@ -18,14 +18,14 @@ so a calibrator may learn from it at once.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_dspark.scheduler.budget import choose_budget, share_out
 from vllm_dspark.scheduler.fixed import FixedPolicy, Ints
-from vllm_dspark.scheduler.standing import Standing
+from vllm_dspark.scheduler.standing import Load, Standing
 from vllm_dspark.scheduler.survival import products
 
 Floats = npt.NDArray[np.float64]
@@ -67,6 +67,17 @@ class Costs(Protocol):
         """float64 [drafts + 1], ms: a step that admits 0, 1, …, `drafts` drafts."""
 
 
+class _Limits(NamedTuple):
+    """What a step may verify. For the very same arrays it is not worked out again."""
+
+    slots: Ints
+    draft_lengths: Ints
+    limits: Ints  # [R], drafts
+    total: int
+    constrained: npt.NDArray[np.bool_]  # [R]
+    cut: bool  # a grammar may have shortened a block
+
+
 class VerificationPolicy(FixedPolicy):
     """Verifies as many drafts as pay, those that are likeliest to survive.
 
@@ -84,6 +95,7 @@ class VerificationPolicy(FixedPolicy):
         self.calibrator = calibrator
         self.costs = costs
         self._standing = Standing(stands)
+        self._limits: _Limits | None = None
         self._constrained = np.zeros(slots, dtype=bool)
         self._number = np.zeros(slots, dtype=np.int64)  # of the request, never used again
         self._requests = 0
@@ -113,7 +125,7 @@ class VerificationPolicy(FixedPolicy):
         self._requests += 1
         self._since[slot] = step
         self._newest = max(self._newest, step)
-        self._standing.forget()
+        self._limits = None
         self._current[slot] = _NONE
         self._block[:, slot] = _NONE
         self._retired[slot] = True
@@ -124,9 +136,19 @@ class VerificationPolicy(FixedPolicy):
         self._current[slots] = step
         self._depth[slots] = depth
 
-    def standing(self, slots: Ints, draft_lengths: Ints, depth: int | None = None) -> int | None:
+    def standing(
+        self,
+        slots: Ints,
+        draft_lengths: Ints,
+        depth: int | None = None,
+        base_tokens: int | None = None,
+    ) -> int | None:
         """See `FixedPolicy.standing`."""
-        return self._standing.take(slots, draft_lengths, depth)
+        known = self._limits_of(slots, draft_lengths)
+        if known.cut or not known.total:
+            return None
+        base = len(slots) if base_tokens is None else base_tokens
+        return self._standing.take(Load(len(slots), known.total, base, depth))
 
     def choose(
         self,
@@ -138,17 +160,15 @@ class VerificationPolicy(FixedPolicy):
         depth: int | None = None,
     ) -> int:
         """The number of drafts with the most tokens per millisecond; see `FixedPolicy.choose`."""
-        limits = self.limits(slots, draft_lengths)
-        candidates = limits
-        constrained = self._constrained.take(slots)
-        cut = np.count_nonzero(constrained) > 0
-        if cut:
+        known = self._limits_of(slots, draft_lengths)
+        candidates, total = known.limits, known.total
+        if known.cut:
             # A grammar may have shortened the block by looking at its tokens. The length that was
             # drawn says nothing about them.
-            constrained &= draft_lengths > 0
             drawn = np.minimum(self._depth[slots], self._most[slots])
-            candidates = np.where(constrained, np.maximum(drawn, limits), limits)
-        total = int(candidates.sum())
+            whole = np.maximum(drawn, candidates)
+            candidates = np.where(known.constrained & (draft_lengths > 0), whole, candidates)
+            total = int(candidates.sum())
         if total == 0:
             return 0
         survival = self._survival(slots, self._before_current(slots))
@@ -162,28 +182,28 @@ class VerificationPolicy(FixedPolicy):
             total,
         )
         budget = choose_budget(survival, candidates, curve, sampling_requests)
-        budget = min(budget, int(limits.sum()))
-        if cut:
+        if known.cut:
             self._standing.forget()
-        else:
-            self._standing.put(slots, draft_lengths, depth, budget, total)
+            return min(budget, known.total)
+        self._standing.put(Load(requests, total, base_tokens, depth), budget)
         return budget
 
     def allocate(self, slots: Ints, draft_lengths: Ints, budget: int, current: bool = True) -> Ints:
         """The drafts that are likeliest to survive; see `FixedPolicy.allocate`."""
-        limits = self.limits(slots, draft_lengths)
-        if len(slots) == 1 or budget >= limits.sum():
+        known = self._limits_of(slots, draft_lengths)
+        limits = known.limits
+        if len(slots) == 1 or budget >= known.total:
             return np.minimum(limits, budget)
-        known = self._confidence[0].take(slots, axis=0) if current else self._before_current(slots)
-        return share_out(self._survival(slots, known), limits, budget)
+        block = self._confidence[0].take(slots, axis=0) if current else self._before_current(slots)
+        return share_out(self._survival(slots, block), limits, budget)
 
     def outcomes_arrived(self, step: int, slots: Ints, accepted: Ints, verified: Ints) -> None:
         """Teach the calibrator; see `FixedPolicy.outcomes_arrived`."""
         if step < self._newest:
             ours = step >= self._since.take(slots)
             slots, accepted, verified = slots[ours], accepted[ours], verified[ours]
-        # The newest block known of a request is the one that this step verified.
-        known = self._block[0].take(slots) != _NONE
+        # A request that sat out a step verified an older block, or one that nobody told of.
+        known = self._block[0].take(slots) == step - 1
         if np.count_nonzero(known) < known.size:
             slots, accepted, verified = slots[known], accepted[known], verified[known]
         if not slots.size:
@@ -235,6 +255,14 @@ class VerificationPolicy(FixedPolicy):
         survival = products(self.calibrator.calibrate(confidence, sampled))
         survival[np.isnan(confidence)] = np.nan
         return survival
+
+    def _limits_of(self, slots: Ints, draft_lengths: Ints) -> _Limits:
+        known = self._limits
+        if known is None or known.slots is not slots or known.draft_lengths is not draft_lengths:
+            limits, constrained = self.limits(slots, draft_lengths), self._constrained.take(slots)
+            cut, total = bool(np.count_nonzero(constrained)), int(limits.sum())
+            known = self._limits = _Limits(slots, draft_lengths, limits, total, constrained, cut)
+        return known
 
     def _before_current(self, slots: Ints) -> npt.NDArray[Any]:
         """[R, γ]: confidences of the newest known block before the current one, or NaN."""

@@ -131,9 +131,11 @@ def _make(
         arrivals = DeviceArrivals(slots, gamma, device, alone)
     if kind is DeviceVerification:
         allocation = allocation_of(config, layout, gamma)
-        return DeviceVerification(
+        manager = DeviceVerification(
             calibrator, layout, policy, costs, arrivals, allocation=allocation
         )
+        manager.samples = True  # the host does not rank
+        return manager
     return HostVerification(layout, policy, costs, arrivals)
 
 

@@ -27,6 +27,9 @@ from vllm_dspark.integration.verification.timing import StepTiming
 from vllm_dspark.scheduler.cost_model import StepShape
 from vllm_dspark.scheduler.fixed import FixedPolicy
 
+# Steps, two of which are sent: a block's confidences, and what became of them in the step after.
+SAMPLE_EVERY = 4
+
 
 class VerificationManager(ABC):
     """Base of both modes.
@@ -42,6 +45,8 @@ class VerificationManager(ABC):
         depths: that are drafted, γ the last.
         source: where a profile may come from; None always profiles, and keeps nothing.
         draw_at: tells the proposer how deep dummy runs draft; None for γ.
+        samples: of `SAMPLE_EVERY` steps of a depth the first two are sent, and the budget and
+            what is learned do without the others; else every step is.
         outcomes_of: int [2, R], emitted tokens and rejected drafts, as our kernels told them with
             the emitted tokens; None if they did not verify.
     """
@@ -49,6 +54,7 @@ class VerificationManager(ABC):
     mode: str
     depths: Sequence[int] = ()
     source: ProfileSource | None = None
+    samples = False
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class VerificationManager(ABC):
         self.outcomes_of: Callable[[torch.Tensor], torch.Tensor | None] = lambda emitted: None
         self._step = 0  # in progress
         self._depth = policy.gamma  # drafts of the block that it draws
+        self._alike = 0  # steps of that depth right before it
         self._facts: dict[str, RequestFacts] = {}
         self._rows = BatchRows(policy.gamma, layout)
         self._batch: Batch | None = None
@@ -95,7 +102,9 @@ class VerificationManager(ABC):
             for new in scheduler_output.scheduled_new_reqs
         }
         skips = getattr(scheduler_output, "skip_drafts", False)  # 0.33
-        self._depth = 0 if skips else scheduler_output.num_spec_tokens_to_schedule
+        depth = 0 if skips else scheduler_output.num_spec_tokens_to_schedule
+        self._alike = self._alike + 1 if depth == self._depth else 0
+        self._depth = depth
         self._verifies = False
 
     def observe(self, num_sampled: torch.Tensor, num_rejected: torch.Tensor) -> None:
@@ -122,7 +131,7 @@ class VerificationManager(ABC):
         self._verifies = True
         self._collect()
         rows = self._rows.of(num_tokens_per_req, draft_tokens)
-        wanted = self.policy.standing(rows.slots, rows.drafts, self._depth)
+        wanted = self.policy.standing(rows.slots, rows.drafts, self._depth, rows.base)
         sampling = context = 0  # not asked for
         if wanted is None or self._timing is not None:
             sampling, context = self._rows.progress(rows)
@@ -163,6 +172,8 @@ class VerificationManager(ABC):
         if self._depth:
             self.policy.drafted(step, slots, self._depth)
             self._drawn(confidence, input_batch)
+        if not self._is_sent():
+            return
         # Kernels know which drafts could not be judged, and their table is copied as it is.
         table = self.outcomes_of(outcome[0])
         if table is None:
@@ -225,6 +236,10 @@ class VerificationManager(ABC):
         else:
             cu_num_logits = self.layout.boundaries(rows.drafts + self.layout.num_bonus_tokens)
         return self._laid_out(cu_num_logits, rows.scheduled)
+
+    def _is_sent(self) -> bool:
+        """Whether the policy is to hear of the step. It is of every probe, however short."""
+        return not self.samples or self._alike % SAMPLE_EVERY < 2 or self._timing is not None
 
     def _collect(self) -> None:
         """Tell the policy what has arrived."""
