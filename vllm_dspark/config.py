@@ -78,7 +78,7 @@ class DSparkConfig(BaseModel):
         description=(
             "Whether step costs are profiled at start-up. auto: where an engine like this one was "
             "not profiled before; profiles are kept in a cache. always: anew, and kept. skip: not "
-            "at all, costs are guessed and corrected by every step."
+            "at all, costs are guessed and corrected by measured steps."
         ),
     )
     depth: Annotated[Literal["auto"] | int, BeforeValidator(_depth)] = Field(

@@ -1,4 +1,4 @@
-"""What steps cost on this engine: profiled when vLLM captures its graphs, corrected by every step.
+"""What steps cost on this engine: profiled while vLLM captures graphs, corrected by measured steps.
 
 Where vLLM captures none (CPU, eager), prices start from the cost model's guess.
 
