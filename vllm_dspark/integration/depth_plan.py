@@ -85,11 +85,15 @@ class DepthPlan:
         """The smallest block with that many drafts, 0 < depth ≤ γ."""
         return next(block for block in self.depths if block >= depth)
 
+    def columns(self, block: int) -> int:
+        """Predicting positions that the backbone runs per request for a block above 0."""
+        return self.gamma if self.whole_backbone else block
+
     def queries(self, block: int) -> int:
         """Query tokens that the backbone runs per request for a block."""
         if block == 0:
             return 0
-        return self.bonus + (self.gamma if self.whole_backbone else block)
+        return self.bonus + self.columns(block)
 
     def lookahead(self, depth: int) -> int:
         """K/V slots per request beyond the tokens of a step that ends with drafting `depth`

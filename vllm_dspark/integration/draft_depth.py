@@ -57,7 +57,7 @@ class DraftDepth:
     def at_block(self, block: int) -> Iterator[None]:
         """While active, vLLM's code drafts blocks of `block` drafts, one of `plan.depths`."""
         plan = self.plan
-        columns = plan.gamma if plan.whole_backbone else block
+        columns = plan.columns(block)
         changed = {
             "drawn": block,
             "num_speculative_steps": columns,

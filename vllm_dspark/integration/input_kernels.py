@@ -57,8 +57,7 @@ def variants(plan: DepthPlan) -> list[dict[str, int]]:
     """Arguments of the kernel that stand for all that Triton tells apart."""
     kinds: dict[tuple[str, str], tuple[int, int]] = {}
     for block in plan.depths:
-        queries = plan.queries(block)
-        steps = plan.gamma if plan.whole_backbone else block
+        queries, steps = plan.queries(block), plan.columns(block)
         kinds.setdefault((_kind(queries), _kind(steps)), (queries, steps))
     found, size = [], 2  # one token of a request and one query at least
     while size <= LARGEST_BLOCK:
