@@ -69,7 +69,8 @@ def standard_arms(
         block: γ of the adaptive arms and of ours, the largest of `gammas` if None.
         near_context: context length, in tokens, at which the second adaptive arm profiles its
             costs; the first one profiles where vLLM does by default.
-        variants: name → `additional_config["dspark"]` of further arms of ours.
+        variants: name → `additional_config["dspark"]` of further arms of ours, and with it
+            `speculative_config`, where theirs differs from that of ours.
     """
     block = max(gammas) if block is None else block
     model = {} if drafter is None else {"model": drafter}
@@ -89,8 +90,8 @@ def standard_arms(
         ArmSpec(BUILT_IN_NEAR, "built-in adaptive", block, adaptive, _PLUGIN_OFF, near),
         ArmSpec(OURS, "ours", block, built_in(block)),
     ]
-    arms += [
-        ArmSpec(name, "ours", block, built_in(block), {"dspark": dict(options)})
-        for name, options in (variants or {}).items()
-    ]
+    for name, given in (variants or {}).items():
+        options = dict(given)
+        speculative = built_in(block) | options.pop("speculative_config", {})
+        arms.append(ArmSpec(name, "ours", block, speculative, {"dspark": options}))
     return {arm.name: arm for arm in arms}

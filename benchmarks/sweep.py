@@ -75,7 +75,7 @@ def main(
     chat: Annotated[bool, typer.Option(help="Put questions into the chat template.")] = True,
     arms: Annotated[str, typer.Option(help="Names, comma-separated; all if empty.")] = "",
     variant: Annotated[
-        list[str] | None, typer.Option(help="NAME=JSON: an arm of ours with these options, too.")
+        list[str] | None, typer.Option(help="NAME=JSON: an arm of ours; see arms.py.")
     ] = None,
     concurrencies: Annotated[str, typer.Option(help="Requests in flight.")] = "1,4,16,64,128,256",
     temperatures: Annotated[str, typer.Option(help="0 is greedy.")] = "0,1",
@@ -162,10 +162,11 @@ def _variants(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, _, options = word.partition("=")
         try:
-            DSparkConfig.from_additional_config({"dspark": json.loads(options)})
+            variants[name] = json.loads(options)
+            ours = {k: v for k, v in variants[name].items() if k != "speculative_config"}
+            DSparkConfig.from_additional_config({"dspark": ours})
         except ValueError as error:
             raise typer.BadParameter(f"--variant {word!r} is no NAME=JSON: {error}") from None
-        variants[name] = json.loads(options)
     return variants
 
 

@@ -71,11 +71,15 @@ def _largest(keys, budget):
     return value
 
 
-# Nor by alignment: a batch's numbers begin anywhere in a larger buffer.
+# Nor by alignment: a batch's numbers begin anywhere in a larger buffer, and each alignment would be
+# compiled anew while requests wait.
 @triton.jit(
     do_not_specialize=["requests", "budget", "regime"],
-    do_not_specialize_on_alignment=["regimes_ptr", "limits_ptr", "others_ptr", "places_ptr"],
-)
+    do_not_specialize_on_alignment=[
+        "offsets_ptr", "queries_ptr", "confidence_ptr", "places_ptr", "slope_ptr", "intercept_ptr",
+        "regimes_ptr", "limits_ptr", "others_ptr",
+    ],
+)  # fmt: skip
 def allocate_kernel(
     offsets_ptr,  # int32 [≥ R + 1], out
     queries_ptr,  # int32 [≥ R + 1], out

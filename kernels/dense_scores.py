@@ -64,13 +64,19 @@ def dense_scores_kernel(
     has_row, has_word = row < rows, word < vocab
     inside = has_row[:, None] & has_word[None, :]
 
-    # Asked for before the product, so that it arrives meanwhile.
+    # Asked for before the product, so that it arrives meanwhile; so is what the draws go by.
     base = tl.load(
         base_ptr + row[:, None] * base_stride + word[None, :], mask=inside, other=-float("inf")
     )
     index = row
     if index_ptr is not None:
         index = tl.load(index_ptr + row * index_stride, mask=has_row, other=0).to(tl.int64)
+    if slots_ptr is not None:
+        slot = tl.load(slots_ptr + row * slot_stride, mask=has_row, other=-1).to(tl.int64)
+        real = slot >= 0
+        temperature = tl.load(temperature_ptr + slot, mask=real, other=0.0)
+        seed = tl.load(seeds_ptr + slot, mask=real, other=0)
+        position = tl.load(positions_ptr + row * slot_stride, mask=has_row, other=1) - 1
     logits = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
     logits = add_product(
         logits, table_ptr, index, has_row, w2_ptr, RANK, word, has_word, RANK, BLOCK_K, PRECISION
@@ -83,8 +89,6 @@ def dense_scores_kernel(
         named = tl.load(words_ptr + word, mask=has_word, other=0)
     score = logits
     if slots_ptr is not None:
-        slot = tl.load(slots_ptr + row * slot_stride, mask=has_row, other=-1).to(tl.int64)
-        real = slot >= 0
         if cache_ptr is not None:
             # Rounded to what verification will read: that is the distribution drawn from.
             kept = logits.to(cache_ptr.dtype.element_ty)
@@ -94,12 +98,9 @@ def dense_scores_kernel(
                 mask=inside & real[:, None],
             )
             logits = kept.to(tl.float32)
-        temperature = tl.load(temperature_ptr + slot, mask=real, other=0.0)
         drawn = temperature != 0.0
         score = logits
         if tl.max(drawn.to(tl.int32), axis=0) > 0:
-            seed = tl.load(seeds_ptr + slot, mask=real, other=0)
-            position = tl.load(positions_ptr + row * slot_stride, mask=has_row, other=1) - 1
             key = noise_key(seed, position, step, BY_STEP)
             noise = gumbel(key[:, None], named[None, :])
             warm = logits / tl.where(drawn, temperature, 1.0)[:, None] + noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.child import ask, clean_environment
 from tests.kernel_cases import DEVICE
 from tests.manager_driver import GAMMA, SLOTS, layout
 from tests.test_verification_allocation import taught
@@ -144,3 +146,46 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(counts[0]) >= 10, counts[0]
     assert launched.grids == [(1,)]
     assert counts[1] == []
+
+
+def test_every_variant_is_compiled_at_start_up() -> None:
+    """Whatever a step brings, by what Triton tells launches apart by."""
+    code = """
+        import torch
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import make_backend
+        from triton.runtime.jit import create_function_from_signature
+        from vllm_dspark.integration.verification.allocation import Candidates
+        from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
+        from vllm_dspark.kernels import allocate as module
+
+        kernel, seen = module.allocate_kernel, set()
+        backend = make_backend(GPUTarget("cuda", 90, 32))
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+
+        class Watched:
+            def __getitem__(self, grid):
+                def launch(*args, **named):
+                    _, specialization, options = bind(*args, **named)
+                    seen.add(str((specialization, sorted(options.items()))))
+                return launch
+
+        module.allocate_kernel = Watched()
+        allocation = KernelAllocation(100, 7, 1, torch.device("cpu"))
+        compiled = set(seen)
+        confidence, maps = torch.rand(100, 7), torch.ones(2, 2, 7)
+        for requests in (1, 3, 16, 17, 64, 100):
+            for dtype in (None, torch.int32, torch.int64):
+                for start in range(4):
+                    ints = torch.ones(4, 128, dtype=torch.int32)[:3, start : start + requests]
+                    out = torch.zeros(2, 128, dtype=torch.int32)[:, start : start + requests + 1]
+                    places = None if dtype is None else torch.arange(start, 128, dtype=dtype)
+                    candidates = Candidates(requests, ints[0], ints[1], ints[2], None)
+                    budget = 16 * start + requests
+                    allocation(confidence, places, candidates, maps, budget, out[0], out[1])
+        answer = [len(compiled), sorted(seen - compiled)]
+    """
+    environment = clean_environment(PYTHONPATH=str(Path(__file__).parent.parent))
+    compiled, missing = ask(code, environment)
+    assert missing == []
+    assert compiled == 4  # 16, 32, 64 and 128 rows

@@ -77,7 +77,7 @@ class DeviceClock:
 
     def end(self, step: int) -> None:
         """See `StepClock`."""
-        if not self._free:  # nobody asked for long: the oldest is given up
+        while not self._free:  # nobody asked for long: the oldest is given up
             self._pass()
         event = self._free.popleft()
         event.record()

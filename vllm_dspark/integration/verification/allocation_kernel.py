@@ -51,7 +51,7 @@ def _log(who: str, why: str) -> None:
 
 class KernelAllocation:
     """By our kernel. It is compiled here, once for every power of two of requests, so that no step
-    waits for it.
+    waits for it: every call has arguments of the same types.
 
     Args:
         slots: most requests of a batch.
@@ -62,7 +62,7 @@ class KernelAllocation:
 
     def __init__(self, slots: int, gamma: int, bonus: int, device: torch.device) -> None:
         self._bonus = bonus
-        self._in_order = torch.arange(slots, dtype=torch.int32, device=device)
+        self._in_order = torch.arange(slots, device=device)
         confidence = torch.full((slots, gamma), 0.5, device=device)
         maps = torch.ones((2, 2, gamma), device=device)
         offsets, queries = torch.zeros((2, slots + 1), dtype=torch.int32, device=device)
@@ -91,7 +91,7 @@ class KernelAllocation:
             candidates.others_ends,
             offsets,
             queries,
-            places=self._in_order[:requests] if places is None else places,
+            places=self._in_order[:requests] if places is None else places.long(),
             limits=candidates.limits,
             bonus=self._bonus,
         )
