@@ -93,7 +93,7 @@ def block_accepted(seed, positions_ptr, start, before, overlap, step, ends):
     return tl.max(tl.where(passes, step, 0), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["offsets_ptr", "slots_ptr"])
 def block_prefix_kernel(
     before_ptr,  # float32 [N], out: a_i before the row
     totals_ptr,  # float32 [N, 4], out: largest logit and sum of the target, and of the draft
@@ -142,7 +142,7 @@ def block_prefix_kernel(
     tl.store(totals_ptr + 4 * row + 3, own_total, mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["offsets_ptr", "slots_ptr"])
 def block_overlap_kernel(
     overlap_ptr,  # float32 [N, tiles], out
     before_ptr,

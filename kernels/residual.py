@@ -50,7 +50,7 @@ def _score(weight, noise):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def residual_kernel(
     score_ptr,  # float32 [R, tiles], out
     choice_ptr,
@@ -95,7 +95,7 @@ def residual_kernel(
     tl.store(score_ptr + request * tiles + tile, score)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["failed_ptr", "slots_ptr"])
 def residual_pick_kernel(
     tokens_ptr,
     failed_ptr,

@@ -61,7 +61,10 @@ def store_verdict(
     tl.store(choice_ptr + 2 * request + 1, tl.where(accepted < ends, rejected, -1))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["requests"],
+    do_not_specialize_on_alignment=["offsets_ptr", "slots_ptr"],
+)
 def verify_accept_kernel(
     tokens_out_ptr,
     counts_ptr,

@@ -15,7 +15,7 @@ from vllm_dspark.kernels.verify_batch import Batch, tile_count, tile_words
 from vllm_dspark.kernels.verify_math import passes_min_p, target_logits, target_scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["offsets_ptr", "slots_ptr"])
 def verify_min_p_kernel(
     stats_ptr,
     logits_ptr,

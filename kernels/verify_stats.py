@@ -55,7 +55,7 @@ def _tile_sums(logit, scale):
     return peak, tl.sum(tl.where(logit > -float("inf"), power, 0.0), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["offsets_ptr", "slots_ptr"])
 def verify_stats_kernel(
     stats_ptr,  # float32 [N, PLANES, tiles], out
     logits_ptr,

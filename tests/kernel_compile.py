@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from vllm_dspark.heads import ConfidenceHead, build_markov_head
 from vllm_dspark.kernels import candidate_walk, candidates, confidence, dense_pick, dense_scores
@@ -74,6 +75,22 @@ class Recorder:
         while name in self.found:
             name += "'"
         self.found[name] = usage
+
+
+class Watched:
+    """Stands for a kernel: notes what Triton tells its launches apart by, and runs nothing."""
+
+    def __init__(self, kernel: Any) -> None:
+        backend = make_backend(HOPPER)
+        self._bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        self.variants: set[str] = set()
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **named: Any) -> None:
+            _, specialization, options = self._bind(*args, **named)
+            self.variants.add(str((specialization, sorted(options.items()))))
+
+        return launch
 
 
 def resources(cubin: bytes) -> dict[str, int]:

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.child import ask, clean_environment
 from tests.depth_runs import (
     ChosenDepths,
     by_anchor,
@@ -151,7 +153,8 @@ def test_full_backbone_is_exact_and_replays(reference: list[list[int]]) -> None:
         run(llm, REQUESTS[:1])
         choose_by(llm, random_depths(GAMMA, seed=4))
         with observed(llm) as seen, replays(llm) as graphs:
-            assert tokens(run(llm, REQUESTS)) == reference
+            for _ in range(3):
+                assert tokens(run(llm, REQUESTS)) == reference
         captured = {depth for depth in DEPTHS if graphs_of(llm, depth).graphs}
     assert {depth for depth in DEPTHS if graphs[depth]} == captured
     assert seen[0].accepted > 20
@@ -237,3 +240,36 @@ def test_clock_waits_for_nothing() -> None:
     assert numbers == sorted(set(numbers))
     assert numbers[-1] == 39
     assert all(ms > 0.1 for _, ms in told)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "triton"])
+def test_nothing_is_compiled_while_serving(kernels: str, tmp_path: Path) -> None:
+    """Another depth every step, batches of all sizes, greedy and sampled. In a process that has
+    compiled nothing before."""
+    code = f"""
+        from dataclasses import replace
+        from tests.depth_runs import choose_by, random_depths
+        from tests.engine import TINY, engine, run
+        from tests.test_depth_gpu import GAMMA, REQUESTS, options, speculation
+        from vllm.utils import jit_monitor
+
+        compiled = []
+        jit_monitor._handle_jit_event = lambda **event: compiled.append(event["fn_name"])
+        heats = (0.0, 0.7, 1.0)
+        requests = [
+            replace(r, params=r.params | {{"temperature": heats[i % 3]}})
+            for i, r in enumerate(REQUESTS)
+        ]
+        ours = options("bfloat16", kernels={kernels!r})
+        with engine(TINY, speculation("probabilistic"), **ours) as llm:
+            compiled.clear()
+            run(llm, requests[:1])
+            choose_by(llm, random_depths(GAMMA, seed=5))
+            run(llm, requests)
+        assert jit_monitor.is_active()
+        answer = sorted(set(compiled))
+    """
+    environment = clean_environment(
+        PYTHONPATH=str(Path(__file__).parent.parent), TRITON_CACHE_DIR=str(tmp_path)
+    )
+    assert ask(code, environment) == []

@@ -152,27 +152,14 @@ def test_every_variant_is_compiled_at_start_up() -> None:
     """Whatever a step brings, by what Triton tells launches apart by."""
     code = """
         import torch
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import make_backend
-        from triton.runtime.jit import create_function_from_signature
+        from tests.kernel_compile import Watched
         from vllm_dspark.integration.verification.allocation import Candidates
         from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
         from vllm_dspark.kernels import allocate as module
 
-        kernel, seen = module.allocate_kernel, set()
-        backend = make_backend(GPUTarget("cuda", 90, 32))
-        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-
-        class Watched:
-            def __getitem__(self, grid):
-                def launch(*args, **named):
-                    _, specialization, options = bind(*args, **named)
-                    seen.add(str((specialization, sorted(options.items()))))
-                return launch
-
-        module.allocate_kernel = Watched()
+        module.allocate_kernel = watched = Watched(module.allocate_kernel)
         allocation = KernelAllocation(100, 7, 1, torch.device("cpu"))
-        compiled = set(seen)
+        compiled = set(watched.variants)
         confidence, maps = torch.rand(100, 7), torch.ones(2, 2, 7)
         for requests in (1, 3, 16, 17, 64, 100):
             for dtype in (None, torch.int32, torch.int64):
@@ -183,7 +170,7 @@ def test_every_variant_is_compiled_at_start_up() -> None:
                     candidates = Candidates(requests, ints[0], ints[1], ints[2], None)
                     budget = 16 * start + requests
                     allocation(confidence, places, candidates, maps, budget, out[0], out[1])
-        answer = [len(compiled), sorted(seen - compiled)]
+        answer = [len(compiled), sorted(watched.variants - compiled)]
     """
     environment = clean_environment(PYTHONPATH=str(Path(__file__).parent.parent))
     compiled, missing = ask(code, environment)
