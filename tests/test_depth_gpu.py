@@ -4,6 +4,7 @@ fp32, and the context K/V is kept up while nothing is drafted."""
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.child import ask, clean_environment
+from tests.child import ask
 from tests.depth_runs import (
     ChosenDepths,
     by_anchor,
@@ -183,6 +184,41 @@ def test_drafting_resumes_as_if_it_had_never_stopped() -> None:
     assert np.mean(equal) > 0.95
 
 
+def test_context_graphs_store_what_vllm_stores() -> None:
+    """Prompts that come while others decode, and steps that draft nothing: all of the context K/V
+    is stored by graphs, and drafts are those that vLLM's own launches lead to, but for words that
+    rounding decides."""
+    drafts = []
+    with engine(TINY, speculation("greedy"), **options()) as llm:
+        run(llm, REQUESTS[:1])
+        speculator = worker_of(llm).model_runner.speculator
+        launched = Counter[str]()
+        replay = speculator.context_graphs.run_fullgraph
+        model, original = speculator.model, speculator.model.precompute_and_store_context_kv
+
+        def counted(label: str, function: Any, *args: Any) -> None:
+            launched[label] += 1
+            function(*args)
+
+        model.precompute_and_store_context_kv = partial(counted, "launches", original)
+        speculator.context_graphs.run_fullgraph = partial(counted, "replays", replay)
+        for graphs in (speculator.context_graphs, None):
+            speculator.context_graphs = graphs
+            choose_by(llm, random_depths(GAMMA, seed=6))
+            with proposals(llm) as seen:
+                run(llm, REQUESTS)
+            order = {name: i for i, name in enumerate(dict.fromkeys(name for name, *_ in seen))}
+            drafts.append({(order[name], at): found for name, at, found in seen if found})
+            if graphs is not None:
+                assert launched["replays"] > len(REQUESTS)
+                assert launched["launches"] == 0
+        assert launched["launches"] > len(REQUESTS)
+    by_graph, by_launch = drafts
+    both = by_graph.keys() & by_launch.keys()
+    assert len(both) > 100
+    assert np.mean([by_graph[key] == by_launch[key] for key in both]) > 0.95
+
+
 def after(skipped: int, step: int) -> int:
     return GAMMA if step >= skipped else 0
 
@@ -269,7 +305,8 @@ def test_nothing_is_compiled_while_serving(kernels: str, tmp_path: Path) -> None
         assert jit_monitor.is_active()
         answer = sorted(set(compiled))
     """
-    environment = clean_environment(
-        PYTHONPATH=str(Path(__file__).parent.parent), TRITON_CACHE_DIR=str(tmp_path)
-    )
+    paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)
+    }  # fmt: skip
     assert ask(code, environment) == []

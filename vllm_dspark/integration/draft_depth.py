@@ -8,12 +8,11 @@ per request instead of γ. What is kept by request (`draft_tokens`, `draft_logit
 columns, of which the first d are written.
 
 Every depth has CUDA graphs of its own, made by vLLM's manager. A graph stores the context K/V of
-d + 1 tokens per request: what a step verifies at most once the step before had that depth. Tokens
-beyond, left by a deeper step before, have theirs stored by vLLM outside of the graph.
+d + 1 tokens per request: what a step verifies at most once the step before had that depth. What
+there is beyond, `context_graphs` stores.
 
 At depth 0 the context K/V is stored and nothing is drafted, so that drafting can go on at any time
-as if it had never stopped. That runs outside of graphs, as it does in vLLM: two dozen launches, in
-the shadow of the target of a batch so large that drafting does not pay.
+as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from typing import Any
 
 import torch
 
+from vllm_dspark.integration.context_graphs import ContextGraphs
 from vllm_dspark.integration.depth_plan import DepthPlan
 
 
-class DraftDepth:
+class DraftDepth(ContextGraphs):
     """Mixed into a speculator class of vLLM's DFlash family, before it.
 
     Attributes:
@@ -118,6 +118,7 @@ class DraftDepth:
                 )
                 setattr(self, _graphs(block), self.query_cudagraph_manager)
         self.query_cudagraph_manager = getattr(self, _graphs(self.plan.depths[-1]))
+        self.init_context_graphs()
 
     def capture(self) -> None:
         """Capture the graphs of every depth, the deepest first, which needs most memory; the
@@ -128,8 +129,10 @@ class DraftDepth:
             with self.at_block(block):
                 super().capture()  # type: ignore[misc]  # vLLM's, mixed in after
                 graphs += len(self.query_cudagraph_manager.graphs)
+        context = self.capture_context_graphs()
         if graphs:
-            _log(self.plan.depths, graphs, time.perf_counter() - began, before - _free_bytes())
+            seconds = time.perf_counter() - began
+            _log(self.plan.depths, graphs, context, seconds, before - _free_bytes())
 
 
 def _graphs(block: int) -> str:
@@ -141,13 +144,15 @@ def _free_bytes() -> int:
     return int(torch.accelerator.get_memory_info()[0])
 
 
-def _log(depths: tuple[int, ...], graphs: int, seconds: float, taken: int) -> None:
+def _log(depths: tuple[int, ...], graphs: int, context: int, seconds: float, taken: int) -> None:
     from vllm.logger import init_logger
 
     init_logger("vllm.dspark").info(
-        "vllm-dspark: %d draft graphs, for depths %s, captured in %.1f s, %.0f MiB",
+        "vllm-dspark: %d draft graphs, for depths %s, and %d for context K/V, captured in %.1f s, "
+        "%.0f MiB",
         graphs,
         ", ".join(map(str, depths)),
+        context,
         seconds,
         taken / (1 << 20),
     )
