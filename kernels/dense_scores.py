@@ -6,13 +6,13 @@ A program takes BLOCK_R requests by BLOCK_V words and keeps the largest score an
 [R, V] logits nothing is stored, except where the draft cache asks for them.
 
 Why these tiles. W2 (78 MB at V = 151,936 and r = 256 in bf16) is larger than the L2 cache and is
-read at every position, so with few requests its bandwidth is the floor. 2,374 programs of 64 words,
-each a contiguous 32 KB of W2, keep several of them loading on every multiprocessor, for they are
-small: 4 warps of at most 128 registers a thread (`tests/test_kernel_draft_compile.py`). With
-many requests the programs that share a tile of W2 are neighbours in launch order, so that all but
-the first find it in L2. 64 rows is also what one warp group's matrix instruction takes on Hopper.
-The noise costs about as much arithmetic as the product; tiles whose rows are all greedy leave it
-out.
+read at every position, so with few requests its bandwidth is the floor. 1,187 programs of 128
+words, each a contiguous 64 KB of W2, keep two or three of them loading on every multiprocessor.
+With many requests the programs that share a tile of W2 are neighbours in launch order, so that all
+but the first find it in L2; what they move from there is the bound of greedy drafting, and wide
+tiles read W1's rows less often. Drawing is bound by arithmetic and takes twice the warps: the noise
+costs more than the product, and tiles whose rows are all greedy leave it out. 64 rows is also what
+one warp group's matrix instruction takes on Hopper.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_dspark.kernels.draws import Draws
 from vllm_dspark.kernels.gumbel import gumbel, noise_key
 from vllm_dspark.kernels.product import add_product
 
-BLOCK_V = 64
+BLOCK_V = 128
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
@@ -187,6 +187,15 @@ def dense_scores(
         BLOCK_V=BLOCK_V,
         BLOCK_K=64 if rank % 64 == 0 else 32,
         PRECISION=product_precision(w2),
-        num_warps=4,
-        num_stages=4,
+        **_launch(block_r, w2.element_size(), draws is not None),
     )
+
+
+def _launch(block_r: int, itemsize: int, drawn: bool) -> dict[str, int]:
+    """Warps and stages of a program, by measurement on an H200 at Qwen3-8B's sizes. Float32 takes
+    twice the registers."""
+    if itemsize == 4:
+        return {"num_warps": 8, "num_stages": 2}
+    if drawn and block_r == 64:
+        return {"num_warps": 8, "num_stages": 4}
+    return {"num_warps": 4, "num_stages": 3}

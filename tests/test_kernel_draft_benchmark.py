@@ -24,8 +24,8 @@ def test_bytes_of_small_blocks_counted_by_hand() -> None:
     tiles = 2 * 3 * 2 * 8
     assert dense_bytes(greedy) == 2 * (w2 + logits + tiles)
     assert dense_bytes(drawn) == 2 * (w2 + 2 * logits + tiles)
-    # 16 candidates in 2 groups of 64: base, maxima twice, all words again, W2 rows, ids and values
-    each = 2 * (vocab + 2 * 2 + vocab + 16 * 16) + 2 * 16 * 8
+    # 16 candidates in 4 groups of 64: base, maxima twice, all words again, W2 rows, ids and values
+    each = 2 * (vocab + 2 * 4 + vocab + 16 * 16) + 2 * 16 * 8
     assert candidate_bytes(greedy, 16) == 6 * each
     assert candidate_bytes(drawn, 16) == 6 * (each + 16 * 8)
 

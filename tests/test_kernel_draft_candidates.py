@@ -34,6 +34,7 @@ def check(base: torch.Tensor, count: int) -> torch.Tensor:
         (2, 300, 64),  # fewer groups than candidates: no choice of groups
         (2, 64, 64),  # every word is a candidate
         (1, 9000, 256),  # groups of 32
+        (1, 32 * 20_000, 256),  # more groups than 15 bits count
     ],
 )
 def test_candidates_are_the_largest(rows: int, vocab: int, count: int, dtype: torch.dtype) -> None:
@@ -50,6 +51,19 @@ def test_ties_across_groups(dtype: torch.dtype) -> None:
     base[1, ::2] = -0.0
     ids = check(base, 16)
     assert ids[1].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [8.0, -8.0])
+def test_numbers_of_any_size(dtype: torch.dtype, scale: float) -> None:
+    """The K-th largest is many powers of two below the largest, below zero, or next to it."""
+    torch.manual_seed(4)
+    sign = 1 - 2 * torch.randint(2, (3, 2500))
+    base = sign * torch.exp(scale * torch.randn(3, 2500)).clamp(1e-6, 6e4)
+    base[1] = -base[1].abs()
+    base[2] = torch.finfo(dtype).max - 0.01 * base[2]
+    base[2, 40:50] = torch.finfo(dtype).min
+    check(base.to(DEVICE, dtype), 64)
 
 
 def test_all_in_one_group() -> None:
