@@ -64,6 +64,16 @@ def test_budget_reads_the_block_before_the_current_one() -> None:
             assert choose(policy, 0) == expected
 
 
+@pytest.mark.parametrize(("gain", "expected"), [(0.01, 3), (0.03, 2)])
+def test_drafts_are_left_out_only_where_that_pays(gain: float, expected: int) -> None:
+    """Two of three drafts promise more than all of them, by that much."""
+    two = (1 + 0.5 + 0.25) / 1.5
+    policy = make(step_ms=(1.0, 1.3, 1.5, (1 + 0.5 + 0.25 + 0.125) / two * (1 + gain)))
+    draw(policy, 0, {0: [0.5, 0.5, 0.5]})
+    draw(policy, 1, {0: UNSURE})
+    assert choose(policy, 0) == expected
+
+
 def test_look_ahead_is_told_from_the_real_one() -> None:
     """The stand-in that leaks in other tests does read the current block."""
     policy = make(cls=LookAhead)
