@@ -63,14 +63,13 @@ def running(
     plan: Plan, names: Sequence[str], sweep: Sweep, out: Path
 ) -> Iterator[dict[str, Runner]]:
     """The arms `names`, up at the same time; those that do not start are left out, with the
-    reason on record. Whatever happens inside, none of them outlives it."""
+    reason on record. One starts after the other: an engine that profiles its costs is to find the
+    device idle. Whatever happens inside, none of them outlives it."""
     runners: dict[str, Runner] = {}
     try:
         for name in names:
             with on_record(sweep, name, out, runners):
                 runners[name] = start(plan, plan.arms[name], sweep.settings)
-        for name in list(runners):
-            with on_record(sweep, name, out, runners):
                 sweep.arms[name].startup_s = runners[name].wait()
         yield runners
     finally:

@@ -87,3 +87,12 @@ def test_prefills_in_between_do_not_end_it() -> None:
         standing.put(prefill, 40)
     seen = [standing.take(load) for load in (DECODE, prefill, DECODE, prefill, DECODE)]
     assert seen == [90, 40, 90, None, None]
+
+
+@pytest.mark.parametrize(("base", "expected"), [(90, True), (150, True), (89, False), (151, False)])
+def test_prompts_differ_in_length(base: int, expected: bool) -> None:
+    """Steps with a prefill are about the same up to a quarter of their tokens."""
+    standing, load = Standing(8), DECODE._replace(base=120)
+    for _ in range(5):
+        standing.put(load, 100)
+    assert (standing.take(load._replace(base=base)) is not None) == expected

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 _STEADY = 16  # a choice is about the same if it differs by less than this part of the drafts
 _ALIKE = 16  # loads are about the same that differ by less than this part
+_PROMPTS_ALIKE = 4  # the same of the tokens that run in any case, where prompts are among them
 
 
 class Load(NamedTuple):
@@ -28,12 +29,18 @@ class Load(NamedTuple):
 
     def about(self, other: Load) -> bool:
         """Whether the other one is about the same."""
+        alike = _ALIKE if self.decodes and other.decodes else _PROMPTS_ALIKE
         return (
             self.depth == other.depth
             and abs(self.requests - other.requests) * _ALIKE <= self.requests
             and abs(self.drafts - other.drafts) * _ALIKE <= self.drafts
-            and abs(self.base - other.base) * _ALIKE <= self.base
+            and abs(self.base - other.base) * alike <= self.base
         )
+
+    @property
+    def decodes(self) -> bool:
+        """Whether no prompt is among them."""
+        return self.base == self.requests
 
 
 class _Choice(NamedTuple):
@@ -68,16 +75,15 @@ class Standing:
     def take(self, load: Load) -> int | None:
         """The number, if one stands in this step; else None. To be called once in every step."""
         self._step += 1
-        choice = self._choices.get(load.base == load.requests)
+        choice = self._choices.get(load.decodes)
         if choice is None or self._step >= choice.until or not choice.load.about(load):
             return None
         return choice.of(load)
 
     def put(self, load: Load, budget: int) -> None:
         """A number was chosen in the step that was asked about last."""
-        decodes = load.base == load.requests
-        before, stands = self._choices.get(decodes), 1
+        before, stands = self._choices.get(load.decodes), 1
         if before is not None and before.load.about(load):
             steady = abs(budget - before.of(load)) * _STEADY <= load.drafts
             stands = min(2 * before.stands, self._most) if steady else max(before.stands // 2, 1)
-        self._choices[decodes] = _Choice(load, budget, stands, self._step + stands)
+        self._choices[load.decodes] = _Choice(load, budget, stands, self._step + stands)
