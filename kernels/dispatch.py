@@ -48,6 +48,7 @@ def choose(
     environment: Mapping[str, str],
     obstacle: str | None,
     needed_for: str | None = None,
+    faster: bool = False,
 ) -> Choice:
     """Choose for one stage.
 
@@ -56,6 +57,8 @@ def choose(
         environment: of the process.
         obstacle: why our kernels cannot serve the stage in this engine; None if they can.
         needed_for: what was asked for that they alone can do; None if nothing was.
+        faster: they were measured to be faster in the engine, on such a device. Then auto is
+            triton where nothing stands in the way.
 
     Raises:
         ValueError: DSPARK_KERNELS holds an unknown word.
@@ -63,11 +66,16 @@ def choose(
     word, source = wanted(option, environment, needed_for)
     if word == "reference":
         return Choice(False, source)
-    if word == "auto":
+    if word == "auto" and not faster:
         return Choice(False, f"{source}, and ours were not measured to be faster here")
     if obstacle is not None:
         return Choice(False, f"{source}, but {obstacle}")
     return Choice(True, source)
+
+
+def is_measured(device: torch.device) -> bool:
+    """Whether `device` is of the kind that our measurements were made on: compute capability 9."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

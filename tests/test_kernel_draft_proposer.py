@@ -139,6 +139,14 @@ def test_choice(option: str, variable: str, obstacle: str | None, triton: bool) 
         assert obstacle in choice.why
 
 
+@pytest.mark.parametrize(
+    ("option", "obstacle", "triton"),
+    [("auto", None, True), ("auto", "an obstacle", False), ("reference", None, False)],
+)
+def test_choice_where_ours_are_faster(option: str, obstacle: str | None, triton: bool) -> None:
+    assert choose(option, {}, obstacle, faster=True).triton is triton
+
+
 def test_unknown_choice_is_refused() -> None:
     with pytest.raises(ValueError, match="DSPARK_KERNELS is 'cuda', known are 'auto'"):
         choose("auto", {"DSPARK_KERNELS": "cuda"}, None)

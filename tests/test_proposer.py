@@ -79,6 +79,7 @@ def make_proposer(model: Any, requests: int, gamma: int, queries: int) -> tuple[
     rows = torch.arange(MAX_REQUESTS)[:, None] * queries + torch.arange(queries - gamma, queries)
     proposer: Any = object.__new__(DSparkProposer)
     proposer.__dict__.update(
+        device=torch.device("cpu"),
         model=model,
         num_speculative_steps=gamma,
         sample_indices=rows.flatten(),

@@ -130,8 +130,8 @@ class DSparkConfig(BaseModel):
         default="auto",
         description=(
             "What draws and verifies drafts. reference: torch and vLLM's own kernels. triton: our "
-            "kernels, where they can. auto: the reference, until ours were measured to be faster, "
-            "but ours with draft_candidates. DSPARK_KERNELS overrides it."
+            "kernels, where they can. auto: ours draw where they were measured to be faster, on "
+            "compute capability 9, and do both with draft_candidates. DSPARK_KERNELS overrides it."
         ),
     )
     check_weights: bool = Field(

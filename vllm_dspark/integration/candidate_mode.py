@@ -45,19 +45,22 @@ def refuse_candidates(config: DSparkConfig, spec: DrafterSpec | None) -> None:
         raise DSparkConfigError(f"{asked}, but {words}. {_FIX}")
 
 
-def choose_kernels(config: DSparkConfig, stage: str, obstacle: str | None) -> Choice:
+def choose_kernels(
+    config: DSparkConfig, stage: str, obstacle: str | None, faster: bool = False
+) -> Choice:
     """Whether our kernels serve a stage.
 
     Args:
         stage: what is done to the drafts, "drawn" or "verified".
         obstacle: why our kernels cannot; None if they can.
+        faster: see `choose`.
 
     Raises:
         DSparkConfigError: drafting from candidates needs them, and they do not.
         ValueError: DSPARK_KERNELS holds an unknown word.
     """
     asked = needed_for(config)
-    choice = choose(config.kernels, os.environ, obstacle, asked)
+    choice = choose(config.kernels, os.environ, obstacle, asked, faster)
     if asked is not None and not choice.triton:
         raise DSparkConfigError(
             f"{asked}, so drafts must be {stage} by our Triton kernels, but they are not: "

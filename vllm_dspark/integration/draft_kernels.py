@@ -8,6 +8,7 @@ import torch
 
 from vllm_dspark.integration.candidate_mode import choose_kernels
 from vllm_dspark.integration.processing import DraftFilters
+from vllm_dspark.kernels import dispatch
 from vllm_dspark.kernels.candidate import CandidateDrafter
 from vllm_dspark.kernels.confidence import confidence
 from vllm_dspark.kernels.dense import DenseDrafter
@@ -25,7 +26,8 @@ def draft_kernels(proposer: Any) -> DraftKernels | None:
         DSparkConfigError: drafting from candidates needs them, and they cannot.
         ValueError: DSPARK_KERNELS holds an unknown word.
     """
-    choice = choose_kernels(proposer.dspark_config, "drawn", _obstacle(proposer))
+    faster = dispatch.is_measured(proposer.device)
+    choice = choose_kernels(proposer.dspark_config, "drawn", _obstacle(proposer), faster)
     _log(choice)
     return DraftKernels(proposer) if choice.triton else None
 

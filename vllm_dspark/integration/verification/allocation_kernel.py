@@ -16,7 +16,7 @@ from vllm_dspark.integration.verification.allocation import (
 )
 from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.kernels.allocate import MOST_DRAFTS, MOST_REQUESTS, Calibration, allocate
-from vllm_dspark.kernels.dispatch import choose, device_obstacle
+from vllm_dspark.kernels.dispatch import choose, device_obstacle, is_measured
 
 
 def allocation_of(config: DSparkConfig, layout: Layout, gamma: int) -> Allocation:
@@ -27,7 +27,8 @@ def allocation_of(config: DSparkConfig, layout: Layout, gamma: int) -> Allocatio
     """
     device = layout.query_start_loc.device
     slots, bonus = layout.query_start_loc.shape[0] - 1, layout.num_bonus_tokens
-    choice = choose(config.kernels, os.environ, _obstacle(slots, gamma, device))
+    faster = is_measured(device)
+    choice = choose(config.kernels, os.environ, _obstacle(slots, gamma, device), faster=faster)
     _log("a Triton kernel" if choice.triton else "torch", choice.why)
     if choice.triton:
         return KernelAllocation(slots, gamma, bonus, device)
