@@ -2,16 +2,20 @@
 
     python -m benchmarks.kernels_verify --out FOLDER
 
-Both arms are the rejection sampler that a model runner would call, that of the installed vLLM and
-ours, on the same random logits: a draft's distribution is the target's with noise, so that drafts
-pass about as often as a trained drafter's, which the record states. Lengths are ragged
-(`benchmarks.verify_traffic`). Regimes are temperatures 0, 1 and 0.7, all three mixed, and top-p for
-every tenth request at temperature 1.
+Both arms of the first table are the rejection sampler that a model runner would call, that of the
+installed vLLM and ours, on the same random logits: a draft's distribution is the target's with
+noise, so that drafts pass about as often as a trained drafter's, which the record states. Lengths
+are ragged (`benchmarks.verify_traffic`). Regimes are temperatures 0, 1 and 0.7, all three mixed,
+and top-p for every tenth request at temperature 1.
 
 A time is the median of calls that are queued behind a busy device, so that the host's part does
 not show; memory is what a call allocates at its peak. The floor is the time that the bytes which
-must be read take at the bandwidth of a large copy, measured in the same run. Allocation of a step's
-budget is timed likewise against the torch operations that the engine uses.
+must be read take at the bandwidth of a large copy, measured in the same run.
+
+The second table shares half of a step's drafts out, on the same random confidences, timed likewise:
+by `AdaptiveVerificationManager.reallocate_drafts` of the installed vLLM, by the torch operations of
+our engine, and by our kernel in one launch. vLLM's includes its two copies int32 [R] from the host,
+which it makes in every step; our engine copies only when the requests change, so ours has none.
 """
 
 from __future__ import annotations
@@ -51,8 +55,11 @@ def arms(step: Step) -> dict[str, Callable[[], Any]]:
 
 
 def allocations(requests: int, gamma: int, device: str) -> dict[str, Callable[[], torch.Tensor]]:
-    """Half of a step's drafts shared out: by the engine's torch operations, and in one launch. Each
-    call gives the boundaries of the logits' rows."""
+    """Half of a step's drafts shared out: by vLLM's manager, by our engine's torch operations, and
+    in one launch. Each call gives the boundaries of the logits' rows, int32 [R + 1].
+
+    Calibration maps every confidence to itself, so that all rank by the same survival.
+    """
     from vllm_dspark.calibration.memory import LOGIT_LIMIT
     from vllm_dspark.calibration.online import MARGIN
     from vllm_dspark.integration.verification.allocation import admit, calibrated_survival
@@ -79,7 +86,41 @@ def allocations(requests: int, gamma: int, device: str) -> dict[str, Callable[[]
         allocate(confidence, maps, 1, budget, ends, offsets, queries, limits=limits)
         return offsets
 
-    return {"torch": by_torch, "ours": at_once}
+    theirs = built_in_allocation(confidence, budget)
+    return {"built-in": theirs, "torch": by_torch, "ours": at_once}
+
+
+def built_in_allocation(confidence: torch.Tensor, budget: int) -> Callable[[], torch.Tensor]:
+    """vLLM's own sequence on confidences float32 [R, γ], of requests with γ drafts and one other
+    token each. Its manager has no more slots than there are requests, so that no tail is filled;
+    the ranking is compiled in the first call."""
+    from vllm.v1.worker.gpu.spec_decode.adaptive_verification import AdaptiveVerificationManager
+
+    requests, gamma = confidence.shape
+    ids = [str(i) for i in range(requests)]
+    drafts, others = dict.fromkeys(ids, gamma), dict.fromkeys(ids, 1)
+    with confidence.device:
+        slots = torch.arange(requests)
+        capacity, other_tokens = torch.zeros(2, requests, dtype=torch.int32)
+        offsets, queries = torch.zeros(2, requests + 1, dtype=torch.int32)
+    manager: Any = object.__new__(AdaptiveVerificationManager)
+    manager.__dict__.update(
+        num_speculative_steps=gamma,
+        num_bonus_tokens=1,
+        query_start_loc=queries,
+        _confidence_probs=confidence,
+        _batch_draft_capacity=capacity,
+        _num_non_draft_tokens=other_tokens,
+        _cu_num_logits=offsets,
+        _copy_admitted_drafts_to_host=False,
+    )
+
+    def reallocate() -> torch.Tensor:
+        manager._batch_budget = (drafts, others, budget)  # as `get_num_tokens` leaves it; used up
+        boundaries: torch.Tensor = manager.reallocate_drafts(ids, slots)[0]
+        return boundaries
+
+    return reallocate
 
 
 def queued_ms(call: Callable[[], Any]) -> float:
@@ -175,14 +216,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def allocation_table(shares: Sequence[Mapping[str, Any]]) -> str:
-    """Times of allocation side by side."""
-    pairs = zip(shares[::2], shares[1::2], strict=True)
-    lines = [
-        [str(torch_["requests"]), f"{1e3 * torch_['ms']:.1f}", f"{1e3 * own['ms']:.1f}",
-         f"{torch_['ms'] / own['ms']:.2f}"]
-        for torch_, own in pairs
-    ]  # fmt: skip
-    return markdown(["R", "allocation by torch, µs", "in one launch, µs", "× torch"], lines)
+    """Times of allocation side by side, vLLM's first."""
+    lines = []
+    for measured in zip(shares[::3], shares[1::3], shares[2::3], strict=True):
+        theirs, _, own = measured
+        times = [f"{1e3 * share['ms']:.1f}" for share in measured]
+        lines.append([str(own["requests"]), *times, f"{theirs['ms'] / own['ms']:.2f}"])
+    header = ["R", "allocation built in, µs", "by torch, µs", "in one launch, µs", "× built-in"]
+    return markdown(header, lines)
 
 
 if __name__ == "__main__":
