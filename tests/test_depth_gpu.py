@@ -279,9 +279,9 @@ def test_clock_waits_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("kernels", ["reference", "triton"])
-def test_nothing_is_compiled_while_serving(kernels: str, tmp_path: Path) -> None:
-    """Another depth every step, batches of all sizes, greedy and sampled. In a process that has
-    compiled nothing before."""
+def test_nothing_is_compiled_while_serving(kernels: str) -> None:
+    """Another depth every step, batches of all sizes, greedy and sampled. In a process of its own,
+    which has no kernel yet; one on disk counts as compiled, too."""
     code = f"""
         from dataclasses import replace
         from tests.depth_runs import choose_by, random_depths
@@ -306,7 +306,5 @@ def test_nothing_is_compiled_while_serving(kernels: str, tmp_path: Path) -> None
         answer = sorted(set(compiled))
     """
     paths = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)
-    }  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     assert ask(code, environment) == []
