@@ -103,8 +103,10 @@ def dense_scores_kernel(
         if tl.max(drawn.to(tl.int32), axis=0) > 0:
             key = noise_key(seed, position, step, BY_STEP)
             noise = gumbel(key[:, None], named[None, :])
-            warm = logits / tl.where(drawn, temperature, 1.0)[:, None] + noise
-            score = tl.where(drawn[:, None], warm, logits)
+            heat = tl.where(drawn, temperature, 1.0)
+            if tl.max((heat != 1.0).to(tl.int32), axis=0) > 0:
+                score = logits / heat[:, None]
+            score = tl.where(drawn[:, None], score + noise, logits)
 
     best, at = tl.max(score, axis=1, return_indices=True)  # the lowest word among equals
     out = row * tiles + tile
