@@ -129,3 +129,42 @@ def test_drafts_beyond_the_depth_are_masked_by_the_runner(vllm: Sources) -> None
     assert sample is not None
     assert "draft_tokens[:, num_spec_tokens:] = -1" in ast.unparse(sample)
     assert len(calls(sample, "propose")) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        (f"{DSPARK}._precompute_context_kv", "self start end dummy_run"),
+        (
+            f"{DSPARK}._store_hidden_states",
+            "self num_tokens last_hidden_states aux_hidden_states num_graph_tokens",
+        ),
+        (
+            f"{DSPARK}._prepare_graph_replay",
+            "self input_batch num_graph_reqs last_hidden_states aux_hidden_states num_rejected "
+            "dummy_run",
+        ),
+        (f"{DSPARK}._num_graph_context_tokens", "self num_reqs"),
+        (f"{GPU}.cudagraph_utils:CudaGraphManager._init_candidates", "self"),
+        (
+            f"{GPU}.cudagraph_utils:CudaGraphManager.capture",
+            "self create_forward_fn progress_bar_desc",
+        ),
+        (f"{GPU}.cudagraph_utils:CudaGraphManager.run_fullgraph", "self desc"),
+    ],
+)
+def test_context_graphs_take_the_place_of_these(vllm: Sources, target: str, names: str) -> None:
+    """Where vLLM stages hidden states for its draft graphs. 0.32 does not, and has none of ours."""
+    stages = "_aux_staging" in vllm.assigned(DSPARK)
+    assert stages == (vllm.version.minor >= 33)
+    if stages:
+        function = vllm.function(target)
+        assert function is not None
+        assert parameters(function) == tuple(names.split())
+
+
+def test_descriptor_of_a_graph_begins_with_mode_tokens_and_requests(vllm: Sources) -> None:
+    found = vllm.find(f"{GPU}.cudagraph_utils:BatchExecutionDescriptor")
+    assert isinstance(found, ast.ClassDef)
+    fields = [ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)]
+    assert fields[:3] == ["cg_mode", "num_tokens", "num_reqs"]

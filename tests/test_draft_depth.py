@@ -6,6 +6,7 @@ The sequential stage runs on our real model class, against the numpy reference o
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.test_proposer import (
     reference,
 )
 from vllm_dspark.integration import draft_depth
+from vllm_dspark.integration.depth_hooks import one_length_line
 from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.scheduler.goal import Goal
@@ -245,3 +247,16 @@ def test_vllm_finds_all_managers_to_drop(speculator: Any) -> None:
     again = {m for m in vars(speculator).values() if isinstance(m, Manager)}
     assert len(again) == len(DEPTHS)
     assert not again & {m for _, m in first}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "said"),
+    [
+        (None, "depth stays 7: CUDA graphs of the target are captured for 7 drafts"),
+        (7, "depth stays 7"),
+        (3, "depth is 3, but CUDA graphs .* Fix: num_speculative_tokens 3 instead"),
+        (0, "Fix: no speculation instead"),
+    ],
+)
+def test_depths_without_graphs_are_told_of(fixed: int | None, said: str) -> None:
+    assert re.search(said, one_length_line(GAMMA, fixed))

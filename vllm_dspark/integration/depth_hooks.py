@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.input_kernels import inputs_compiled
 from vllm_dspark.integration.rejection import KernelRejectionSampler
@@ -82,16 +83,31 @@ def _full_speed_depths(runner: Any) -> tuple[int, ...]:
     if graphs is not None and graphs.cudagraph_mode.has_full_cudagraphs():
         of_one_length = graphs.cudagraph_mode.separate_routine() and not graphs.varlen_decode
         if of_one_length:
-            _log_fixed(runner.num_speculative_steps)
+            _log_one_length(speculator.plan)
             return (runner.num_speculative_steps,)
     return (0, *speculator.plan.depths)
 
 
-def _log_fixed(gamma: int) -> None:
+def one_length_line(gamma: int, fixed: int | None) -> str:
+    """What to say where CUDA graphs are captured for γ drafts a request alone.
+
+    Args:
+        gamma: γ.
+        fixed: the depth that was asked for, if one was.
+    """
+    why = f"CUDA graphs of the target are captured for {gamma} drafts a request alone"
+    if fixed is None or fixed == gamma:
+        return (
+            f"depth stays {gamma}: {why}, since all drafts are verified, or the attention "
+            "backends replay no mix of lengths"
+        )
+    instead = f"num_speculative_tokens {fixed}" if fixed else "no speculation"
+    return f"depth is {fixed}, but {why}, so steps run outside of them. Fix: {instead} instead"
+
+
+def _log_one_length(plan: DepthPlan) -> None:
     from vllm.logger import init_logger
 
-    init_logger("vllm.dspark").info_once(
-        "vllm-dspark: depth stays %d: the attention backends cannot replay CUDA graphs of other "
-        "verification lengths",
-        gamma,
-    )
+    logger = init_logger("vllm.dspark")
+    tell = logger.info_once if plan.fixed in (None, plan.gamma) else logger.warning_once
+    tell("vllm-dspark: %s", one_length_line(plan.gamma, plan.fixed))
