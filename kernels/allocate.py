@@ -23,6 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_dspark.kernels.kth_largest import kth_largest
+
 MOST_REQUESTS, MOST_DRAFTS = 1024, 15
 
 
@@ -63,17 +65,8 @@ def _survival(confidence, slope, intercept, raw_margin, margin):
 def _largest(keys, budget):
     """The `budget`-th largest of int32 keys below 2^30; negative ones do not count. 2^30 - 1 for
     no budget, 0 where there are too few. Of at most 2^14 keys."""
-    # It lies in low..high. Two trials at a time leave a third; their counts share an integer.
     low, high = tl.full((), 0, tl.int32), tl.full((), (1 << 30) - 1, tl.int32)
-    while low < high:
-        third = (high - low + 2) // 3
-        lower, upper = low + third, tl.minimum(low + 2 * third, high)
-        both = (keys >= lower).to(tl.int32) + ((keys >= upper).to(tl.int32) << 16)
-        counts = tl.sum(tl.sum(both, axis=1), axis=0)
-        lower_reached, upper_reached = (counts & 0xFFFF) >= budget, (counts >> 16) >= budget
-        high = tl.where(upper_reached, high, tl.where(lower_reached, upper - 1, lower - 1))
-        low = tl.where(upper_reached, upper, tl.where(lower_reached, lower, low))
-    return low
+    return kth_largest(keys, budget, low, high, tl.int32, 16)
 
 
 # Nor by alignment: a batch's numbers begin anywhere in a larger buffer, and each alignment would be

@@ -22,6 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
+from vllm_dspark.kernels.kth_largest import kth_largest
+
 _ROWS_OF_GROUPS = 64  # groups that a program of the first launch takes: 8 KB of bf16
 SIZES = (16, 32, 64, 128, 256)
 
@@ -88,14 +90,7 @@ def select_kernel(
     reached = tl.sum((key >= near).to(tl.int32), axis=0) >= K
     low = tl.where(reached, near, lowest)
     high = tl.where(reached, high, near - 1)
-    while low < high:
-        third = (high - low + 2) // 3
-        lower, upper = low + third, tl.minimum(low + 2 * third, high)
-        both = (key >= lower).to(COUNTS) + ((key >= upper).to(COUNTS) << SHIFT)
-        counts = tl.sum(both, axis=0)
-        reach_lower, reach_upper = (counts & MASK) >= K, (counts >> SHIFT) >= K
-        high = tl.where(reach_upper, high, tl.where(reach_lower, upper - 1, lower - 1))
-        low = tl.where(reach_upper, upper, tl.where(reach_lower, lower, low))
+    low = kth_largest(key, K, low, high, COUNTS, SHIFT)
 
     above, equal = key > low, key == low
     room = K - tl.sum(above.to(tl.int32), axis=0)
