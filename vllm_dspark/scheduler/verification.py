@@ -33,6 +33,10 @@ _NONE = -1  # number of no block
 _KEPT = 8  # steps
 _TOLD = 256  # blocks at a time: more say nothing new of a mean
 
+# Relative gain from which drafts are left out. To share a budget out is work for host and device
+# that no curve knows of; a step that verifies all there is goes without it.
+TRIM_GAIN = 0.02
+
 
 class Calibrator(Protocol):
     """Turns raw confidences into probabilities; `vllm_dspark.calibration.online` has one."""
@@ -52,11 +56,6 @@ class Calibrator(Protocol):
         """Raw [R, γ] → conditional probabilities, a new float64 [R, γ]; NaN becomes the prior."""
 
 
-# Relative gain from which drafts are left out. To share a budget out is work for host and device
-# that no curve knows of; a step that verifies all there is goes without it.
-TRIM_GAIN = 0.02
-
-
 class Costs(Protocol):
     """Prices steps; `vllm_dspark.scheduler.cost_model` does."""
 
@@ -69,7 +68,7 @@ class Costs(Protocol):
         depth: int,
         drafts: int,
     ) -> Floats:
-        """float64 [drafts + 1], ms: a step that admits 0, 1, …, `drafts` drafts."""
+        """A new float64 [drafts + 1], ms: a step that admits 0, 1, …, `drafts` drafts."""
 
 
 class _Limits(NamedTuple):
@@ -186,7 +185,7 @@ class VerificationPolicy(FixedPolicy):
             requests,
             self.gamma if depth is None else depth,
             total,
-        ).copy()
+        )
         curve[-1] /= 1 + TRIM_GAIN
         budget = choose_budget(survival, candidates, curve, sampling_requests)
         if known.cut:
