@@ -12,8 +12,10 @@ from vllm_dspark.kernels.dense import DenseDrafter
 from vllm_dspark.kernels.dense_pick import dense_pick
 from vllm_dspark.kernels.dense_reference import dense_reference
 from vllm_dspark.kernels.dense_scores import BLOCK_V, dense_scores, tile_count
+from vllm_dspark.kernels.dense_scores_reference import dense_scores_reference
 from vllm_dspark.kernels.draws import Draws
 from vllm_dspark.kernels.gumbel import DRAFT_SALT
+from vllm_dspark.kernels.gumbel_reference import gumbel_reference
 
 UNTOUCHED = -7
 
@@ -143,6 +145,30 @@ def test_step_is_mixed_into_the_seed() -> None:
         tokens.append(case.tokens[:, :3].clone())
     assert torch.equal(tokens[0][:, 0], tokens[1][:, 0])  # step 0 changes no seed
     assert (tokens[0] != tokens[1]).any()
+
+
+@pytest.mark.parametrize("requests", [1, 40])
+@pytest.mark.parametrize("gap", [-0.3, -3e-5, 3e-5, 1e-3])
+def test_draws_next_to_a_tie(requests: int, gap: float) -> None:
+    """Two words of a tile whose scores are close, whatever noise each owes its own to: which of the
+    two has the higher bound then says nothing."""
+    generator = torch.Generator().manual_seed(requests)
+    rank, heat, vocab = 16, 0.5, 2 * BLOCK_V
+    chosen = draws(requests, 1, heat)
+    words = torch.arange(vocab, device=DEVICE)
+    noise = gumbel_reference(chosen.seeds[chosen.slots[:, 0]], chosen.positions[:, 0] - 1, words)
+    pair = torch.rand(requests, BLOCK_V, generator=generator).argsort(1)[:, :2].to(DEVICE)
+    level = torch.tensor([0.0, gap], device=DEVICE).double() + 10
+    base = torch.full((requests, vocab), -100.0, device=DEVICE)
+    base.scatter_(1, pair, ((level - noise.gather(1, pair)) * heat).float())
+    latent, w2 = (torch.zeros(rows, rank, device=DEVICE) for rows in (requests, vocab))
+    best = torch.full((requests, tile_count(vocab)), NAN, device=DEVICE)
+    where = torch.zeros_like(best, dtype=torch.int32)
+    dense_scores(base, latent, None, w2, chosen, 0, best, where)
+    _, score = dense_scores_reference(base, latent, w2, chosen, 0)
+    assert torch.equal(where[:, 0].long(), pair[:, int(gap > 0)])
+    assert torch.equal(where[:, 0].long(), score[:, :BLOCK_V].argmax(1))
+    torch.testing.assert_close(best[:, 0].double(), score[:, :BLOCK_V].amax(1), atol=1e-4, rtol=0)
 
 
 def test_drawn_tokens_have_the_distribution() -> None:
