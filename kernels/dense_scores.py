@@ -10,10 +10,10 @@ read at every position, so with few requests its bandwidth is the floor. 1,187 p
 words, each a contiguous 64 KB of W2, keep two or three of them loading on every multiprocessor.
 With many requests the programs that share a tile of W2 are neighbours in launch order, so that all
 but the first find it in L2; what they move from there is the bound of greedy drafting, and wide
-tiles read W1's rows less often. Drawing is bound by arithmetic and takes twice the warps: noise
-costs more than the product, so most words get a bound on their score in place of it (`_draw`), and
-tiles whose rows are all greedy leave it out. 64 rows is also what one warp group's matrix
-instruction takes on Hopper.
+tiles read W1's rows less often. 64 rows is also what one warp group's matrix instruction takes on
+Hopper. Drawing takes twice the warps, and with many requests up to three times as long: not for its
+logarithms, since a bound in place of most words' noise left the time as it was. Tiles whose rows
+are all greedy make no noise, nor do the empty rows beside a single request.
 """
 
 from __future__ import annotations
@@ -23,89 +23,10 @@ import triton
 import triton.language as tl
 
 from vllm_dspark.kernels.draws import Draws
-from vllm_dspark.kernels.gumbel import (
-    exponential,
-    gumbel,
-    hashed,
-    noise_key,
-    uniform,
-    uniform_below,
-)
+from vllm_dspark.kernels.gumbel import gumbel, noise_key
 from vllm_dspark.kernels.product import add_product
 
 BLOCK_V = 128
-
-
-@triton.jit
-def _bias(
-    table_ptr,
-    index_ptr,
-    index_stride,
-    w2_ptr,
-    first,
-    rows,
-    word,
-    has_word,
-    RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """float32 [BLOCK_R, BLOCK_V], 0 in rows that there are not."""
-    row = (first + tl.arange(0, BLOCK_R)).to(tl.int64)
-    has_row = row < rows
-    index = row
-    if index_ptr is not None:
-        index = tl.load(index_ptr + row * index_stride, mask=has_row, other=0).to(tl.int64)
-    total = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
-    return add_product(
-        total, table_ptr, index, has_row, w2_ptr, RANK, word, has_word, RANK, BLOCK_K, PRECISION
-    )
-
-
-@triton.jit
-def _draw(
-    logits,  # float32 [R, V]
-    peak,  # float32 [R], the largest of each row
-    heat,  # float32 [R], temperature, above 0
-    key,  # uint32 [R], from `noise_key`
-    named,  # int64 [V], ids in the target's vocabulary
-    words_ptr,
-    first_word,
-    wanted,  # bool [R]
-    BLOCK_V: tl.constexpr,
-):
-    """Largest score of each row and where it is, the lowest place among equals: float32 [R], int32
-    [R]. Rows that are not wanted get something."""
-    some = peak > -float("inf")
-    top = tl.where(some, peak, 0.0)
-    # The largest score is the least exponential noise over probability. u + u²/2 is never more than
-    # that noise, and next to it where u is small: it costs two products, not two logarithms.
-    u = uniform_below(hashed(key[:, None], named[None, :]))
-    inverse = 1.0 / heat
-    race = (u + 0.5 * u * u) * tl.exp((top * inverse)[:, None] - logits * inverse[:, None])
-    _, at = tl.min(race, axis=1, return_indices=True)
-    here = tl.arange(0, BLOCK_V)[None, :] == at[:, None]
-    own = tl.sum(tl.where(here, logits, 0.0), axis=1)
-    word = first_word + at
-    if words_ptr is not None:
-        word = tl.load(words_ptr + word, mask=wanted, other=0)
-    noise = exponential(uniform(hashed(key, word)))
-    best = own / heat - tl.log(noise)
-    # No other word wins if even its lower bound is above what the winner has, by more than all
-    # rounding. Mostly so; else every word's score is computed.
-    slack = 1.0 + 1.0 / 1024 + tl.abs(best) * (1.0 / (1 << 20))
-    second = tl.min(tl.where(here, float("inf"), race), axis=1)
-    clear = second > noise * tl.exp((top - own) / heat) * slack
-    unclear = tl.max((wanted & some & (clear == 0)).to(tl.int32), axis=0)
-    if unclear > 0:
-        # The noise is made anew: kept, it would take the registers of a second program. The
-        # compiler cannot tell that the key is the same.
-        again = key ^ (unclear - 1).to(tl.uint32)
-        score = logits / heat[:, None] + gumbel(again[:, None], named[None, :])
-        best, at = tl.max(score, axis=1, return_indices=True)
-    return best, at
 
 
 @triton.jit(do_not_specialize=["rows", "step"])
@@ -130,7 +51,7 @@ def dense_scores_kernel(
     vocab,
     tiles,
     step,
-    ONE: tl.constexpr,  # rows is 1
+    ONE: tl.constexpr,  # there is one row
     BY_STEP: tl.constexpr,
     RANK: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -138,11 +59,11 @@ def dense_scores_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    ROWS: tl.constexpr = 1 if ONE else BLOCK_R
     row_blocks = tl.cdiv(rows, BLOCK_R)
     tile = tl.program_id(0) // row_blocks
-    first = (tl.program_id(0) % row_blocks) * BLOCK_R
-    row = (first + tl.arange(0, ROWS)).to(tl.int64)
+    # Rows of the product, which has 16 at least, and those that are drawn for.
+    wide = ((tl.program_id(0) % row_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    row = tl.arange(0, 1).to(tl.int64) if ONE else wide
     word = (tile * BLOCK_V + tl.arange(0, BLOCK_V)).to(tl.int64)
     has_row, has_word = row < rows, word < vocab
     inside = has_row[:, None] & has_word[None, :]
@@ -151,51 +72,48 @@ def dense_scores_kernel(
     base = tl.load(
         base_ptr + row[:, None] * base_stride + word[None, :], mask=inside, other=-float("inf")
     )
+    index = wide
+    if index_ptr is not None:
+        index = tl.load(index_ptr + wide * index_stride, mask=wide < rows, other=0).to(tl.int64)
     if slots_ptr is not None:
         slot = tl.load(slots_ptr + row * slot_stride, mask=has_row, other=-1).to(tl.int64)
         real = slot >= 0
         temperature = tl.load(temperature_ptr + slot, mask=real, other=0.0)
         seed = tl.load(seeds_ptr + slot, mask=real, other=0)
         position = tl.load(positions_ptr + row * slot_stride, mask=has_row, other=1) - 1
-        key = noise_key(seed, position, step, BY_STEP)
-    logits = _bias(
-        table_ptr, index_ptr, index_stride, w2_ptr, first, rows, word, has_word, RANK, BLOCK_R,
-        BLOCK_V, BLOCK_K, PRECISION,
+    logits = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
+    logits = add_product(
+        logits, table_ptr, index, wide < rows, w2_ptr, RANK, word, has_word, RANK, BLOCK_K,
+        PRECISION,
     )  # fmt: skip
-    if ONE:  # the other rows of the product are empty, and their noise would cost as much
-        logits = tl.sum(logits, axis=0, keep_dims=True)
+    if ONE:
+        logits = tl.sum(logits, axis=0, keep_dims=True)  # all others are 0
     logits += base.to(tl.float32)
     logits = tl.where(logits == logits, logits, -float("inf"))  # what is no number is not drawn
 
     named = word
     if words_ptr is not None:
         named = tl.load(words_ptr + word, mask=has_word, other=0)
-    if cache_ptr is not None:
-        # Rounded to what verification will read: that is the distribution drawn from.
-        kept = logits.to(cache_ptr.dtype.element_ty)
-        tl.store(
-            cache_ptr + slot[:, None] * cache_stride + named[None, :],
-            kept,
-            mask=inside & real[:, None],
-        )
-        logits = kept.to(tl.float32)
-    best, at = tl.max(logits, axis=1, return_indices=True)  # the lowest word among equals
+    score = logits
     if slots_ptr is not None:
+        if cache_ptr is not None:
+            # Rounded to what verification will read: that is the distribution drawn from.
+            kept = logits.to(cache_ptr.dtype.element_ty)
+            tl.store(
+                cache_ptr + slot[:, None] * cache_stride + named[None, :],
+                kept,
+                mask=inside & real[:, None],
+            )
+            logits = kept.to(tl.float32)
+            score = logits
         drawn = temperature != 0.0
         if tl.max(drawn.to(tl.int32), axis=0) > 0:
+            key = noise_key(seed, position, step, BY_STEP)
+            noise = gumbel(key[:, None], named[None, :])
             heat = tl.where(drawn, temperature, 1.0)
-            score, place = _draw(
-                logits,
-                best,
-                heat,
-                key,
-                named.to(tl.uint32),
-                words_ptr,
-                tile * BLOCK_V,
-                drawn,
-                BLOCK_V,
-            )
-            best, at = tl.where(drawn, score, best), tl.where(drawn, place, at)
+            score = tl.where(drawn[:, None], logits / heat[:, None] + noise, logits)
+
+    best, at = tl.max(score, axis=1, return_indices=True)  # the lowest word among equals
     out = row * tiles + tile
     tl.store(best_ptr + out, best, mask=has_row)
     tl.store(where_ptr + out, tile * BLOCK_V + at, mask=has_row)
@@ -282,10 +200,10 @@ def dense_scores(
 
 
 def _launch(block_r: int, itemsize: int, drawn: bool) -> dict[str, int]:
-    """Warps and stages of a program, by measurement on an H200 at Qwen3-8B's sizes, and registers
-    where more would leave room for one program in place of two. Float32 takes twice as many."""
+    """Warps and stages of a program, by measurement on an H200 at Qwen3-8B's sizes. Float32 takes
+    twice the registers."""
     if itemsize == 4:
         return {"num_warps": 8, "num_stages": 2}
     if drawn and block_r == 64:
-        return {"num_warps": 8, "num_stages": 4, "maxnreg": 128}
+        return {"num_warps": 8, "num_stages": 4}
     return {"num_warps": 4, "num_stages": 3}

@@ -50,8 +50,12 @@ def noise_key(seed, position, step, BY_STEP: tl.constexpr):
 
 
 @triton.jit
-def hashed(key, word):
-    """Uniform bits, uint32.
+def gumbel(key, word):
+    """Standard Gumbel noise, float32: -log(-log(1 - u)) with u uniform in (0, 1).
+
+    The noise that wins an argmax comes from u near 0, where float32 is finest; there log(1 - u)
+    is summed as a series. u takes all 32 bits of the hash, in two halves that float32 holds
+    exactly.
 
     Args:
         key: uint32, from `noise_key`.
@@ -60,40 +64,13 @@ def hashed(key, word):
     bits = _absorb(key, word.to(tl.uint32)) ^ 16  # 16 bytes were hashed
     bits = (bits ^ (bits >> 16)) * 0x85EBCA6B
     bits = (bits ^ (bits >> 13)) * 0xC2B2AE35
-    return bits ^ (bits >> 16)
-
-
-@triton.jit
-def uniform(bits):
-    """Uniform in (0, 1), float32. u takes all 32 bits, in two halves that float32 holds exactly."""
+    bits = bits ^ (bits >> 16)
     high = (bits >> 16).to(tl.int32).to(tl.float32)
     low = (bits & 0xFFFF).to(tl.int32).to(tl.float32)
-    return high * (1.0 / (1 << 16)) + (low + 0.5) * (1.0 / (1 << 32))
-
-
-@triton.jit
-def uniform_below(bits):
-    """At most `uniform`, but for its rounding, and at less than half the cost: without the last
-    bit."""
-    return (bits >> 1).to(tl.int32).to(tl.float32) * (1.0 / (1 << 31)) + 1.0 / (1 << 33)
-
-
-@triton.jit
-def exponential(u):
-    """-log(1 - u), float32: exponential noise from uniform noise.
-
-    The least of it wins, and comes from u near 0, where float32 is finest; there the logarithm is
-    summed as a series.
-    """
-    # u + u²/2 + u³/3 + ..., eight terms by Horner's rule, innermost first
+    u = high * (1.0 / (1 << 16)) + (low + 0.5) * (1.0 / (1 << 32))
+    # -log(1 - u) = u + u²/2 + u³/3 + ..., eight terms by Horner's rule, innermost first
     series = 1.0 / 8
     for n in tl.static_range(1, 8):
         series = 1.0 / (8 - n) + u * series
-    return tl.where(u < 0.25, u * series, -tl.log(tl.maximum(1.0 - u, 1.0 / (1 << 24))))
-
-
-@triton.jit
-def gumbel(key, word):
-    """Standard Gumbel noise, float32: the negative logarithm of exponential noise; arguments as
-    those of `hashed`."""
-    return -tl.log(exponential(uniform(hashed(key, word))))
+    exponential = tl.where(u < 0.25, u * series, -tl.log(tl.maximum(1.0 - u, 1.0 / (1 << 24))))
+    return -tl.log(exponential)

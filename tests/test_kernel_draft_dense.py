@@ -150,8 +150,7 @@ def test_step_is_mixed_into_the_seed() -> None:
 @pytest.mark.parametrize("requests", [1, 40])
 @pytest.mark.parametrize("gap", [-0.3, -3e-5, 3e-5, 1e-3])
 def test_draws_next_to_a_tie(requests: int, gap: float) -> None:
-    """Two words of a tile whose scores are close, whatever noise each owes its own to: which of the
-    two has the higher bound then says nothing."""
+    """Two words of a tile whose scores are close, each by other shares of logit and noise."""
     generator = torch.Generator().manual_seed(requests)
     rank, heat, vocab = 16, 0.5, 2 * BLOCK_V
     chosen = draws(requests, 1, heat)
