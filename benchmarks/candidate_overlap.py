@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,19 @@ Floats = npt.NDArray[np.float64]
 app = typer.Typer(help=__doc__)
 
 
+class Source(NamedTuple):
+    """What a draft is drawn from."""
+
+    candidates: int  # K, 0 for all words
+    filtered: bool = True  # by the request's top-p
+
+
+def sources_of(vocabulary: int) -> dict[str, Source]:
+    """By the name of their row. The engine's dense drafting is unfiltered."""
+    few = {f"{count} candidates": Source(count) for count in CANDIDATES if count <= vocabulary}
+    return {DENSE: Source(0, filtered=False), f"{DENSE}, filtered": Source(0), **few}
+
+
 def target_probabilities(logits: torch.Tensor, regime: Mapping[str, float]) -> torch.Tensor:
     """Logits [..., V] → what the target emits at them, float64 [..., V]."""
     logits = logits.double()
@@ -60,18 +73,18 @@ def draft_probability(
     logits: torch.Tensor,  # [N, V], with the Markov bias
     words: torch.Tensor,  # int64 [N]
     regime: Mapping[str, float],
-    count: int,  # K, 0 for all words
+    source: Source,
 ) -> torch.Tensor:
-    """q of given words, float64 [N]. The request's top-p is respected among candidates alone."""
+    """q of given words, float64 [N]."""
     among = torch.arange(base.shape[1]).expand(base.shape)
-    if count:
-        among = base.topk(count, dim=-1).indices
+    if source.candidates:
+        among = base.topk(source.candidates, dim=-1).indices
     few = logits.gather(1, among).double()
     hit = among == words[:, None]
     if regime["temperature"] == 0:
         return hit.gather(1, few.argmax(-1, keepdim=True))[:, 0].double()
     few = few / regime["temperature"]
-    if count and "top_p" in regime:
+    if source.filtered and "top_p" in regime:
         every = torch.full((len(few),), few.shape[1])
         top_p = torch.full((len(few),), regime["top_p"])
         few = few.masked_fill(~passes_filters_reference(few, every, top_p), -torch.inf)
@@ -114,9 +127,13 @@ def continued(
 
 
 def rounds_of(
-    pair: Pair, tokens: torch.Tensor, emitted: int, regime: Mapping[str, float], counts: list[int]
-) -> dict[int, float]:
-    """Expected rounds for `emitted` words of one text by K.
+    pair: Pair,
+    tokens: torch.Tensor,
+    emitted: int,
+    regime: Mapping[str, float],
+    sources: Mapping[str, Source],
+) -> dict[str, float]:
+    """Expected rounds for `emitted` words of one text by the name of the source.
 
     Args:
         tokens: int64 [S], γ words longer than what counts.
@@ -133,10 +150,10 @@ def rounds_of(
     words = tokens[places + 1].flatten()
     p = target_probabilities(outputs.logits[0], regime)[places.flatten(), words]
     found = {}
-    for count in counts:
-        q = draft_probability(base, logits, words, regime, count)
+    for name, source in sources.items():
+        q = draft_probability(base, logits, words, regime, source)
         ratio = (q / p.clamp_min(1e-12)).clamp_max(1.0).view(emitted, gamma)
-        found[count] = expected_rounds(ratio.cumprod(dim=1).numpy())
+        found[name] = expected_rounds(ratio.cumprod(dim=1).numpy())
     return found
 
 
@@ -160,7 +177,7 @@ def compare(rounds: Floats, dense: Floats, emitted: int) -> dict[str, float]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A row for each number of candidates."""
+    """A row for each source of drafts."""
     lines = [
         f"{result['pair']}, γ={result['gamma']}, fp32: expected accepted length over "
         f"{result['texts']} texts of {result['emitted']} words, ± standard error; change against "
@@ -197,16 +214,15 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(target)
     ids = [tokenizer(text).input_ids for text in load_prompts(dataset, str(target), texts).texts]
     prompts = torch.tensor([row[:PROMPT_TOKENS] for row in ids if len(row) >= PROMPT_TOKENS])
-    counts = [0, *(count for count in CANDIDATES if count <= pair.spec.draft_vocab_size)]
-    arms: dict[str, Any] = {}
-    for name, regime in REGIMES.items():
+    sources = sources_of(pair.spec.draft_vocab_size)
+    arms: dict[str, Any] = {name: {} for name in sources}
+    for kind, regime in REGIMES.items():
         said = continued(target, prompts, emitted + pair.spec.block_size + 1, regime)
-        each = [rounds_of(pair, row, emitted, regime, counts) for row in said]
-        for count in counts:
-            rounds = np.array([found[count] for found in each])
-            dense = np.array([found[0] for found in each])
-            arm = arms.setdefault(f"{count} candidates" if count else DENSE, {})
-            arm[name] = compare(rounds, dense, emitted)
+        each = [rounds_of(pair, row, emitted, regime, sources) for row in said]
+        dense = np.array([found[DENSE] for found in each])
+        for name, arm in arms.items():
+            rounds = np.array([found[name] for found in each])
+            arm[kind] = compare(rounds, dense, emitted)
     result = {
         "provenance": provenance(),
         "pair": target.name,

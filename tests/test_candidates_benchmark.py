@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from benchmarks.candidate_overlap import (
+    Source,
     compare,
     draft_probability,
     expected_rounds,
+    sources_of,
     target_probabilities,
 )
 from benchmarks.candidate_overlap import markdown as overlap_markdown
@@ -64,27 +66,27 @@ def test_rounds_are_those_of_speculation() -> None:
     assert mean == pytest.approx(2 - overlap)  # one round if its draft is accepted, else two
 
 
-@pytest.mark.parametrize("count", [0, 16, 32])
+@pytest.mark.parametrize("source", sources_of(40).values(), ids=list(sources_of(40)))
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=list(REGIMES))
-def test_probabilities(regime: dict[str, Any], count: int) -> None:
+def test_probabilities(regime: dict[str, Any], source: Source) -> None:
     """Of all words they sum to 1, and the words that have none are those that are left out."""
     torch.manual_seed(1)
     base, logits = 3 * torch.randn(2, 40), 3 * torch.randn(2, 40)
     words = torch.arange(40)
     each = [
-        draft_probability(base[[row] * 40], logits[[row] * 40], words, regime, count)
+        draft_probability(base[[row] * 40], logits[[row] * 40], words, regime, source)
         for row in range(2)
     ]
     for row, q in enumerate(each):
         assert q.sum() == pytest.approx(1)
-        if count:
-            others = base[row].argsort(descending=True)[count:]
+        if source.candidates:
+            others = base[row].argsort(descending=True)[source.candidates :]
             assert not q[others].any()
         if regime["temperature"] == 0:
             assert sorted(q.tolist())[-2:] == [0, 1]
     p = target_probabilities(logits, regime)
     assert p.sum(-1).tolist() == pytest.approx([1, 1])
-    if regime == {"temperature": 1.0} and not count:
+    if not source.candidates and (source.filtered or "top_p" not in regime):
         torch.testing.assert_close(torch.stack(each), p)
     if "top_p" in regime:
         whole = torch.softmax(logits.double(), -1)
@@ -92,6 +94,35 @@ def test_probabilities(regime: dict[str, Any], count: int) -> None:
         least = torch.where(p > 0, whole, 1.0).amin(-1)
         assert (kept >= 0.9).all()
         assert (kept - least < 0.9).all()  # no word more than needed
+
+
+@pytest.mark.parametrize(
+    ("source", "weights"),
+    [
+        (Source(0, filtered=False), [1, 10, 3, 6]),
+        (Source(0), [0, 10, 3, 6]),  # 0.5 + 0.3 falls short of 0.9, and 0.15 more reaches it
+        (Source(2), [0, 10, 3, 0]),  # 10/13 falls short
+    ],
+)
+def test_top_p_by_hand(source: Source, weights: list[int]) -> None:
+    """Four words; the two likeliest by base logits are not the two by logits."""
+    logits = torch.tensor([[1.0, 10.0, 3.0, 6.0]]).log().expand(4, 4)
+    base = torch.tensor([[0.0, 2.0, 3.0, 1.0]]).expand(4, 4)
+    regime = REGIMES["temperature 1, top-p 0.9"]
+    q = draft_probability(base, logits, torch.arange(4), regime, source)
+    assert q.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_filters_change_nothing_without_top_p() -> None:
+    """To the last bit: the change against all words is exactly 0."""
+    dense, filtered = list(sources_of(40).values())[:2]
+    logits = torch.randn(40, 40, generator=torch.Generator().manual_seed(1))
+    for regime in REGIMES.values():
+        q, ours = (
+            draft_probability(logits, logits, torch.arange(40), regime, source)
+            for source in (dense, filtered)
+        )
+        assert torch.equal(q, ours) == ("top_p" not in regime)
 
 
 def test_compared_with_dense() -> None:
