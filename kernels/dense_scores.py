@@ -105,8 +105,8 @@ def dense_scores_kernel(
                 mask=inside & real[:, None],
             )
             logits = kept.to(tl.float32)
-            score = logits
         drawn = temperature != 0.0
+        score = logits
         if tl.max(drawn.to(tl.int32), axis=0) > 0:
             key = noise_key(seed, position, step, BY_STEP)
             noise = gumbel(key[:, None], named[None, :])
