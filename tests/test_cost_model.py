@@ -89,7 +89,8 @@ def test_depths_that_were_not_profiled() -> None:
     for requests, depth in ((224, 1), (112, 2), (70, 5)):
         as_many = alone.draft_ms(requests * depth // 7, 7, 0, 0)
         assert float(alone.draft_ms(requests, depth, 0, 0)) == pytest.approx(float(as_many))
-    assert alone.draft_ms(256, 0, 30000, 256) == 0
+    nothing = float(alone.draft_ms(256, 0, 30000, 256))
+    assert nothing == pytest.approx(0, abs=1e-9)  # a fit: rounding may leave a rate of 1e-18
     shallow = CostModel(step_cases.samples(depths=(0, 2)), (), GAMMA)
     assert float(shallow.draft_ms(56, 7, 0, 0)) == pytest.approx(
         float(shallow.draft_ms(196, 2, 0, 0))
