@@ -41,6 +41,13 @@ def test_conditional_acceptance_is_read_off_lengths() -> None:
     np.testing.assert_allclose(found, [0.8, 0.5, 0.5], atol=1e-6)
 
 
+def test_acceptance_beyond_the_longest_block_is_that_of_its_last_position() -> None:
+    np.testing.assert_allclose(
+        conditional_acceptance({1: 1.8, 2: 2.2}, 4), [0.8, 0.5, 0.5, 0.5], atol=1e-6
+    )
+    assert conditional_acceptance({3: 2.0}, 2).size == 3
+
+
 @pytest.mark.parametrize("lengths", [{}, {0: 1.5}, {1: 1.5, 2: 1.4}, {1: float("nan")}])
 def test_impossible_lengths_are_refused(lengths: dict[int, float]) -> None:
     with pytest.raises(ValueError, match="accepted_lengths"):

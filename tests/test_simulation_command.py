@@ -73,6 +73,22 @@ def test_a_sweep_is_fitted_or_validated(tmp_path: Path) -> None:
     assert {row["arm"] for row in rows if not row["fitted"]} == {"γ = 2"}
 
 
+def test_arms_of_a_longer_block_than_the_fixed_ones(tmp_path: Path) -> None:
+    """They are predicted all the same, and what that rests on is said."""
+    path = tmp_path / "sweep.json"
+    data = json.loads(made_up())
+    data["arms"]["ours"] = data["arms"].pop("γ = 4") | {"kind": "ours"}
+    path.write_text(json.dumps(data))
+    sweep = ["--sweep", str(path), "--prompt", "32"]
+    for more in (["--validate"], ["--concurrency", "1", "--requests", "2", "--fixed", "4"]):
+        code, text = simulate(*sweep, *more)
+        assert code == 0, text
+        assert "no fixed one beyond 3" in text
+    code, text = simulate(*sweep, "--acceptance", "0.7,0.6,0.5", "--concurrency", "1")
+    assert code == 0, text
+    assert "beyond" not in text
+
+
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs the bench extra")
     path = tmp_path / "plan.png"

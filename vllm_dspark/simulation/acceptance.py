@@ -69,16 +69,18 @@ class Drafter:
         return _sigmoid(logit), _sigmoid(seen)
 
 
-def conditional_acceptance(accepted_lengths: Mapping[int, float]) -> Floats:
+def conditional_acceptance(accepted_lengths: Mapping[int, float], gamma: int = 0) -> Floats:
     """Acceptance by position from what blocks of different lengths emit.
 
-    Between two lengths that are known, acceptance is taken to be the same at every position.
+    Between two lengths that are known, acceptance is taken to be the same at every position, and
+    beyond the longest to be that of its last position.
 
     Args:
         accepted_lengths: by γ, tokens emitted per round, the target's own included.
+        gamma: positions that are asked for, if that is more than the largest γ.
 
     Returns:
-        float64 [largest γ], acceptance given that of all before; within [0.001, 0.999].
+        float64 [the larger of both], acceptance given that of all before; within [0.001, 0.999].
 
     Raises:
         ValueError: it is empty, a γ is below 1, or a longer block emits less.
@@ -87,10 +89,10 @@ def conditional_acceptance(accepted_lengths: Mapping[int, float]) -> Floats:
         raise ValueError("accepted_lengths is empty")
     conditional: list[float] = []
     survival, known = 1.0, 1.0
-    for gamma, length in sorted(accepted_lengths.items()):
-        positions = checks.whole("accepted_lengths", gamma, least=1) - len(conditional)
+    for block, length in sorted(accepted_lengths.items()):
+        positions = checks.whole("accepted_lengths", block, least=1) - len(conditional)
         if not length >= known:
-            raise ValueError(f"accepted_lengths falls to {length} at γ = {gamma}")
+            raise ValueError(f"accepted_lengths falls to {length} at γ = {block}")
         low, high = 0.001, 0.999
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -98,6 +100,7 @@ def conditional_acceptance(accepted_lengths: Mapping[int, float]) -> Floats:
             low, high = (middle, high) if more < length - known else (low, middle)
         conditional += [low] * positions
         survival, known = survival * low**positions, float(length)
+    conditional += conditional[-1:] * (gamma - len(conditional))
     return np.array(conditional)
 
 

@@ -84,6 +84,8 @@ def plan(options: Options) -> Iterator[Printable]:
         **({"most_context": measured.most_context} if measured else {}),
     )  # fmt: skip
     yield source
+    if measured and not options.acceptance:
+        yield from _extrapolated(measured)
     yield f"conditional acceptance: {' '.join(f'{c:.2f}' for c in drafter.conditional)}"
     if options.gpus > 1:
         yield _fleet_line(kind, options.gpus)
@@ -112,6 +114,7 @@ def check(options: Options) -> Iterator[Printable]:
     drafter = _drafter(options, measured, fitted)
     fit = fit_engine(measured, fitted, drafter, options.seed)
     yield _fit_line(fit, fitted)
+    yield from _extrapolated(measured)
     rows = validate(measured, fit, drafter, fitted, options.seed + 1)
     yield tables.validation_table(rows)
     yield tables.validation_line(rows)
@@ -132,6 +135,16 @@ def _gammas(measured: Measured) -> list[int]:
     return gammas
 
 
+def _extrapolated(measured: Measured) -> Iterator[str]:
+    """A line about what no fixed arm of the sweep tells of, if there is anything."""
+    longest = _gammas(measured)[-1]
+    if longest < measured.gamma:
+        yield (
+            f"the sweep has arms of γ = {measured.gamma}, but no fixed one beyond {longest}: later "
+            f"drafts are taken to be accepted as the last known one, at costs that rise on"
+        )
+
+
 def _drafter(options: Options, measured: Measured | None, gammas: Sequence[int] | None) -> Drafter:
     """As given, or from these arms of the sweep, all if None."""
     conditional: Any = list(options.acceptance)
@@ -141,7 +154,7 @@ def _drafter(options: Options, measured: Measured | None, gammas: Sequence[int] 
                 "nothing says what is accepted. Fix: --acceptance 0.8,0.7,… or --sweep FILE"
             )
         lengths = measured.accepted_lengths(_gammas(measured) if gammas is None else gammas)
-        conditional = conditional_acceptance(lengths)
+        conditional = conditional_acceptance(lengths, measured.gamma)
     return Drafter(conditional, options.sharpness, options.noise, options.overconfidence)
 
 

@@ -47,6 +47,11 @@ class Measured:
     most_context: int  # tokens of a request
     arms: tuple[MeasuredArm, ...]
 
+    @property
+    def gamma(self) -> int:
+        """The largest γ of an arm, 0 if none speculates."""
+        return max(arm.gamma for arm in self.arms)
+
     def accepted_lengths(self, gammas: Iterable[int]) -> dict[int, float]:
         """By γ, of fixed arms: tokens emitted per round, over all concurrencies by the number of
         requests."""
