@@ -41,13 +41,13 @@ def test_rows_without_a_distribution() -> None:
 
 def test_tokens_from_the_first_broken_row_on_are_void() -> None:
     """Of five requests: whole; broken behind its last token; at it; from its second on; in the
-    middle of its prefill. Two rows belong to nobody."""
+    middle of its prefill, where nothing is emitted. Two rows belong to nobody."""
     offsets = torch.tensor([0, 2, 5, 6, 10, 11], dtype=torch.int32)
     emitted = torch.tensor([2, 2, 1, 4, 0], dtype=torch.int32)
     broken = torch.zeros(13, dtype=torch.bool)
     broken[[4, 5, 7, 8, 10, 12]] = True  # 4 is behind the second token of its request
     void = void_tokens(broken, offsets, emitted)
-    assert void.tolist() == [0, 0, 1, 3, 0]
+    assert void.tolist() == [0, 0, 1, 3, 1]
     assert void.dtype == torch.int32
 
 
@@ -60,7 +60,9 @@ class Engine:
         self.kv_cache_manager = SimpleNamespace(
             get_block_ids=lambda name: ([ord(name)], [1]),
             evict_blocks=self._evict,
-            block_pool=SimpleNamespace(blocks=[SimpleNamespace(ref_cnt=1) for _ in range(128)]),
+            block_pool=SimpleNamespace(
+                blocks=[SimpleNamespace(ref_cnt=1, block_hash=None) for _ in range(128)]
+            ),
         )
         self.evicted: set[int] = set()
         self.new: list[int] | None = None
@@ -81,26 +83,29 @@ class Scheduler(BrokenRequests, Engine):
 
 
 def output(void: dict[str, int] | None, startup: Startup | None = None) -> Any:
-    """Of a step: `c` is in the middle of its prefill, `gone` was aborted."""
+    """Of a step: `c` is in the middle of its prefill, `g` was aborted."""
     made = SimpleNamespace(
         sampled_token_ids=[[1, 2, 3], [4], [], [5]],
-        req_id_to_index={"a": 0, "b": 1, "c": 2, "gone": 3},
+        req_id_to_index={"a": 0, "b": 1, "c": 2, "g": 3},
         num_nans_in_logits=void,
+        prompt_logprobs_dict={},
+        prompt_token_id_logprobs_dict={},
     )
     attach_report(made, StepReport(startup=startup))
     return made
 
 
 def test_scheduler_takes_void_tokens_out() -> None:
-    """What was sampled before them stays. Who has no tokens yet, or is gone, is left alone."""
+    """What was sampled before them stays. Who has no tokens yet, or is gone, does not end, but its
+    blocks are noted."""
     scheduler = Scheduler()
-    every = {"a": 2, "b": 1, "c": 1, "gone": 1}
+    every = {"a": 2, "b": 1, "c": 1, "g": 1}
     scheduler.update_from_output(None, output(every, Startup((0,), None, finds_broken=True)))
     assert scheduler.seen == [[[1], [], [], [5]]]
     assert scheduler.encoder_cache_mismatch_reqs == {"a", "b"}
-    assert scheduler.evicted == {ord("a"), ord("b"), 1}
+    assert scheduler.evicted == {1, *map(ord, every)}
     assert scheduler.broken == set(every)
-    scheduler.update_from_output(None, output({"a": 0, "b": 0, "c": 0, "gone": 0}))
+    scheduler.update_from_output(None, output({"a": 0, "b": 0, "c": 0, "g": 0}))
     scheduler.update_from_output(None, output(None))
     assert scheduler.seen[1:] == [[[1, 2, 3], [4], [], [5]]] * 2
     assert not scheduler.broken
@@ -213,10 +218,11 @@ def test_one_request_ends_with_an_error_and_no_other_notices(llm: Any) -> None:
         Request(PROMPT, FREE, arrives=3),
         Request(PROMPT, FREE | {"temperature": 1.0, "top_k": 5}, arrives=4),
         Request([BROKEN_WORD, *range(30)] + 40 * [3], FREE | {"logprobs": 1}, arrives=5),
+        Request(PROMPT, FREE | {"prompt_logprobs": 1}, arrives=6),
     ]
     outputs = run(llm, healthy() + broken)
-    assert [o.outputs[0].finish_reason for o in outputs[4:]] == ["error"] * 3
-    assert tokens(outputs)[4:] == [[], [], []]
+    assert [o.outputs[0].finish_reason for o in outputs[4:]] == ["error"] * 4
+    assert tokens(outputs)[4:] == [[], [], [], []]
     with observed(llm) as seen:
         expected = run(llm, healthy())  # the engine goes on
     assert seen[0].accepted > 10

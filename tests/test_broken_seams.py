@@ -61,12 +61,40 @@ def test_blocks_are_zeroed_before_the_step_runs(vllm: Sources) -> None:
     assert vllm.function(f"{RUNNER}._init_kv_zero_meta") is not None
 
 
+@pytest.mark.parametrize("giving", ["_preempt_request", "_free_blocks"])
+def test_all_blocks_are_given_back_at_one_place(vllm: Sources, giving: str) -> None:
+    """While it still says how many tokens of the request are under way."""
+    given = text(vllm, f"{SCHEDULER}.{giving}")
+    assert given.count("self._free_request_blocks(request)") == 1
+    assert "kv_cache_manager" not in given
+    assert "request.num_in_flight_tokens = " not in given
+
+
+def test_tokens_under_way_are_counted(vllm: Sources) -> None:
+    """From the step that is scheduled to the one that is taken in."""
+    counted = "request.num_in_flight_tokens"
+    assert f"{counted} += num_scheduled_token" in text(vllm, f"{SCHEDULER}._update_after_schedule")
+    update = text(vllm, f"{SCHEDULER}.update_from_output")
+    assert f"{counted} -= num_tokens_scheduled" in update
+
+
+def test_a_request_that_emits_nothing_has_no_logprobs_of_its_prompt(vllm: Sources) -> None:
+    """vLLM asserts it; these are what we take out."""
+    update = text(vllm, f"{SCHEDULER}.update_from_output")
+    assert "assert not prompt_logprobs_tensors" in update
+    assert "assert prompt_token_id_logprobs is None" in update
+    for taken in ("prompt_logprobs_dict", "prompt_token_id_logprobs_dict"):
+        assert f"{taken} = model_runner_output.{taken}" in update
+        assert f"{taken}.get(req_id)" in update
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
         (f"{SAMPLE}.sampler:Sampler.__call__", "self logits input_batch"),
         ("vllm.v1.core.kv_cache_manager:KVCacheManager.evict_blocks", "self block_ids"),
         ("vllm.v1.core.kv_cache_manager:KVCacheManager.get_block_ids", "self request_id"),
+        (f"{SCHEDULER}._free_request_blocks", "self request"),
     ],
 )
 def test_parameters(vllm: Sources, target: str, expected: str) -> None:

@@ -59,11 +59,12 @@ def void_tokens(
     offsets: torch.Tensor,  # int32 [R + 1], first row of each request
     emitted: torch.Tensor,  # int32 [R], tokens; the i-th came from the request's i-th row
 ) -> torch.Tensor:
-    """int32 [R], tokens from the first broken row on. Rows behind the last token's do not count."""
+    """int32 [R], tokens from the first broken row on. Rows behind the last token's do not count. In
+    the middle of a prefill, where nothing is emitted, the one row does: 1 where it is broken."""
     rows, requests = len(broken), len(emitted)
     row = torch.arange(rows, dtype=offsets.dtype, device=broken.device)
     request = torch.searchsorted(offsets[1:], row, right=True)  # R for rows of nobody
     place = torch.where(broken, row - offsets[request], rows)
     first = place.new_full((requests + 1,), rows)
     first.scatter_reduce_(0, request, place, "amin")
-    return (emitted - first[:requests]).clamp_(min=0).int()
+    return (emitted.clamp(min=1) - first[:requests]).clamp_(min=0).int()
