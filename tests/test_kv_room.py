@@ -106,6 +106,27 @@ def test_drafts_to_verify_are_dropped_next() -> None:
     assert kept(running) == [GAMMA, 0, 0]
 
 
+def test_dropping_takes_one_pass() -> None:
+    """Nobody is looked at again for each request whose drafts go: catches a time that grows with
+    their square."""
+    running = [Running(str(i), 30) for i in range(200)]
+    full = room(running, free=0, held=2, max_num_scheduled_tokens=8192)
+    looked: list[int] = []
+    needs = full._needs
+    full._needs = lambda depth: looked.append(depth) or needs(depth)  # type: ignore[method-assign,func-returns-value]  # counts calls
+    assert full.fitting_depth(DEPTHS) == 0
+    assert kept(running) == [0] * 200
+    assert len(looked) <= len(DEPTHS) + 2
+
+
+def test_who_gets_tokens_by_what_was_dropped_is_counted() -> None:
+    """The budget serves two of three requests with drafts, and all three without."""
+    running = [Running(name, 30) for name in "abc"]
+    limited = room(running, free=0, held=2, max_num_scheduled_tokens=16)
+    assert limited.fitting_depth(DEPTHS) == 0
+    assert kept(running) == [0, 0, 0]
+
+
 def test_shared_placeholders_are_not_changed() -> None:
     """vLLM gives all requests one list."""
     running = [Running("a", 30), Running("b", 30)]

@@ -10,10 +10,18 @@ Dropping is lossless. It goes by block counts, which know nothing of a drafted t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from vllm.utils.math_utils import cdiv
+
+
+class _Need(NamedTuple):
+    """Of a running request that the step serves."""
+
+    request: Any
+    blocks: int  # beyond those that it holds
+    bare: int  # the same without drafts to verify
 
 
 class KvRoom:
@@ -45,11 +53,8 @@ class KvRoom:
         for depth in depths:
             if self._missing(depth) <= 0:
                 return depth
-        for request in reversed(self._scheduler.running):
-            if request.spec_token_ids:
-                request.spec_token_ids = []  # a new one: placeholders are shared
-                if self._missing(depths[-1]) <= 0:
-                    break
+        while self._drop_drafts(depths[-1]):  # whoever got no tokens before may get some now
+            pass
         return depths[-1]
 
     def _plenty(self, depth: int) -> bool:
@@ -68,22 +73,44 @@ class KvRoom:
             for group in self._groups
         )
 
+    def _drop_drafts(self, depth: int) -> bool:
+        """Drop as few as it takes, and say whether any were."""
+        needs = list(self._needs(depth))
+        missing = sum(need.blocks for need in needs) - int(self._pool.get_num_free_blocks())
+        dropped = False
+        for need in reversed(needs):
+            if missing <= 0:
+                break
+            if need.request.spec_token_ids:
+                need.request.spec_token_ids = []  # a new one: placeholders are shared
+                missing -= need.blocks - need.bare
+                dropped = True
+        return dropped
+
     def _missing(self, depth: int) -> int:
         """Blocks that running requests need beyond those that are free."""
+        needed = sum(need.blocks for need in self._needs(depth))
+        return needed - int(self._pool.get_num_free_blocks())
+
+    def _needs(self, depth: int) -> Iterator[_Need]:
+        """Of all that are served, in the order in which vLLM serves them."""
         scheduler = self._scheduler
         budget, lookahead = scheduler.max_num_scheduled_tokens, self._lookahead(depth)
-        needed = 0
         for request in scheduler.running:
             if budget <= 0:
-                break
+                return
             computed = request.num_computed_tokens
-            tokens = request.num_tokens_with_spec + request.num_output_placeholders - computed
-            tokens = min(tokens, budget, scheduler.max_model_len - computed - 1)
+            wanted = request.num_tokens_with_spec + request.num_output_placeholders - computed
+            tokens = min(wanted, budget, scheduler.max_model_len - computed - 1)
             if tokens <= 0:
                 continue
             budget -= tokens
-            slots = min(computed + tokens + lookahead, scheduler.max_model_len)
+            bare = min(max(wanted - len(request.spec_token_ids), 0), tokens)
+            ends = computed + tokens + lookahead, computed + bare + lookahead
+            blocks = [0, 0]
             for group in self._groups:
                 held = len(group.req_to_blocks.get(request.request_id, ()))
-                needed += max(cdiv(slots, group.block_size) - held, 0)
-        return needed - int(self._pool.get_num_free_blocks())
+                for i, end in enumerate(ends):
+                    slots = min(end, scheduler.max_model_len)
+                    blocks[i] += max(cdiv(slots, group.block_size) - held, 0)
+            yield _Need(request, *blocks)
