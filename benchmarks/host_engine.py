@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.v1.core.sched.interface import PauseState
 
 from benchmarks.spans import Spans
 from vllm_dspark.integration.depth_hooks import DepthHooks
@@ -34,6 +35,9 @@ class EngineScheduler:
         self.num_spec_tokens = self.num_lookahead_tokens = gamma = vllm_config.num_lookahead_tokens
         self.dynamic_sd_lookup = None
         self.max_num_scheduled_tokens, self.max_model_len = 8192, 4096
+        self.max_num_active_reqs = requests
+        self.deferred_waiting: set[Any] = set()
+        self.pause_state = PauseState.UNPAUSED
         self.running = [
             SimpleNamespace(request_id=f"cmpl-{n:032x}", num_computed_tokens=CONTEXT)
             for n in range(requests)

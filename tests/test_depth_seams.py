@@ -39,7 +39,8 @@ def test_methods_that_we_override_or_call(vllm: Sources, target: str, names: str
         (
             SCHEDULER,
             "dynamic_sd_lookup num_lookahead_tokens num_spec_tokens running requests "
-            "kv_cache_manager max_num_scheduled_tokens max_model_len vllm_config",
+            "kv_cache_manager max_num_scheduled_tokens max_model_len vllm_config "
+            "max_num_active_reqs deferred_waiting",
         ),
         ("vllm.v1.core.kv_cache_manager:KVCacheManager", "block_pool coordinator"),
         ("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator", "single_type_managers"),
@@ -80,6 +81,17 @@ def test_methods_that_we_override_or_call(vllm: Sources, target: str, names: str
 )
 def test_attributes_we_lean_on(vllm: Sources, target: str, names: str) -> None:
     assert set(names.split()) - vllm.assigned(target) == set()
+
+
+def test_load_is_what_vllm_counts(vllm: Sources) -> None:
+    """Who may run, and who waits for that alone; as it reports them itself."""
+    schedule, stats = (vllm.function(f"{SCHEDULER}.{name}") for name in ("schedule", "make_stats"))
+    assert schedule is not None
+    assert stats is not None
+    assert "self.max_num_active_reqs" in ast.unparse(schedule)
+    assert "num_waiting_reqs=num_waiting - num_deferred" in ast.unparse(stats)
+    assert "num_deferred = len(self.deferred_waiting)" in ast.unparse(stats)
+    assert vllm.function(f"{SCHEDULER}.pause_state") is not None
 
 
 @pytest.mark.parametrize("target", [f"{SCHEDULER}.schedule", f"{SCHEDULER}._update_after_schedule"])

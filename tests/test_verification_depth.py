@@ -79,6 +79,33 @@ def test_block_of_a_request_that_left_is_not_told() -> None:
     np.testing.assert_allclose(made.retired(), SURVIVAL[:1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "verified", "survival"),
+    [(0, 3, [0, 0, 0]), (1, 3, [1, 0, 0]), (3, 3, [1, 1, 1]), (1, 1, [1, 0.5, 0.25]),
+     (0, 0, [0.9, 0.45, 0.225])],
+)  # fmt: skip
+def test_under_a_grammar_what_came_of_drafts_counts(
+    accepted: int, verified: int, survival: list[float]
+) -> None:
+    """A drafter that is sure of what the grammar rejects drafts in vain. Drafts behind those that
+    were verified may survive as the confidence says."""
+    made = policy()
+    made.add_request(0, 0, constrained=True)
+    arrive(made, 0, BLOCK)
+    made.outcomes_arrived(1, SLOTS, np.full(2, accepted), np.full(2, verified))
+    np.testing.assert_allclose(made.retired(), [survival, SURVIVAL[1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_what_a_request_keeps_from_verification_is_in_vain(limit: int) -> None:
+    made = policy()
+    made.add_request(0, 0, max_verified=limit)
+    arrive(made, 0, BLOCK)
+    arrive(made, 1, None, verified=limit)
+    expected = [s if k < limit else 0.0 for k, s in enumerate(SURVIVAL[0])]
+    np.testing.assert_allclose(made.retired(), [expected, SURVIVAL[1]], rtol=1e-6)
+
+
 def test_without_a_listener_nothing_piles_up() -> None:
     made = policy()
     for step in range(100):

@@ -24,6 +24,7 @@ from operator import attrgetter
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_dspark.integration.broken_requests import BrokenRequests
@@ -54,19 +55,21 @@ class DepthScheduling:
     vllm_config: Any
     num_spec_tokens: int
     num_lookahead_tokens: int
+    max_num_active_reqs: int
     dynamic_sd_lookup: Any
     running: list[Any]
     requests: dict[str, Any]
     kv_cache_manager: Any
+    deferred_waiting: Any
     get_request_counts: Any
+    pause_state: Any
     broken: frozenset[str] = frozenset()  # see `BrokenRequests`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plan = plan = DepthPlan.of(self.vllm_config)
-        most = self.vllm_config.scheduler_config.max_num_seqs
         self.controller = DepthController(
-            plan.gamma, plan.goal, fixed=plan.fixed, max_requests=most
+            plan.gamma, plan.goal, fixed=plan.fixed, max_requests=self.max_num_active_reqs
         )
         self._depths: list[int] = []  # to fall back to, descending
         self._room = KvRoom(self, plan.lookahead)
@@ -84,7 +87,10 @@ class DepthScheduling:
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's, mixed in after
         attach_plan(output, StepPlan(tuple(self._learned), self.controller.cost))
         self._learned.clear()
-        self._counts.scheduled(output.num_spec_tokens_to_schedule)
+        if output.total_num_scheduled_tokens:
+            # vLLM 0.33 lets the drafter rest where no request goes on after the step.
+            skips = getattr(output, "skip_drafts", False)
+            self._counts.scheduled(0 if skips else output.num_spec_tokens_to_schedule)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -111,9 +117,10 @@ class DepthScheduling:
         if self.dynamic_sd_lookup is None:
             return
         running, waiting = self.get_request_counts()
+        waiting -= len(self.deferred_waiting)  # for something else than room
         chosen = self.controller.choose(
             requests=running,
-            waiting=waiting,
+            waiting=max(waiting, 0) if self.pause_state == PauseState.UNPAUSED else 0,
             context_tokens=self._context(),
             free_kv_fraction=1.0 - self.kv_cache_manager.usage,
         )
@@ -152,15 +159,15 @@ class DepthScheduling:
             controller.observe_survival(report.survival, report.age)
 
     def _count_outcomes(self, scheduler_output: Any, model_runner_output: Any) -> None:
-        """Where every draft is verified, what was accepted says what survives."""
+        """Where every draft is verified that its request lets be, what was accepted says what
+        survives. A draft that a grammar rejects, or that a request keeps from verification, is
+        drafted in vain like any other."""
         accepted, verified = [], []
         sampled = model_runner_output.sampled_token_ids
         for req_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
-            request, row = self.requests.get(req_id), model_runner_output.req_id_to_index[req_id]
-            # Rejections by a grammar or by broken logits say nothing about the drafter.
-            if request is None or request.use_structured_output or not sampled[row]:
-                continue
-            if req_id in self.broken:
+            row = model_runner_output.req_id_to_index[req_id]
+            # What broken logits reject says nothing about the drafter.
+            if req_id not in self.requests or not sampled[row] or req_id in self.broken:
                 continue
             accepted.append(len(sampled[row]) - 1)
             verified.append(len(drafts))

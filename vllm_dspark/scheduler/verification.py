@@ -17,7 +17,6 @@ so a calibrator may learn from it at once.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,21 +24,20 @@ import numpy.typing as npt
 
 from vllm_dspark.scheduler.budget import choose_budget, share_out
 from vllm_dspark.scheduler.fixed import FixedPolicy, Ints
+from vllm_dspark.scheduler.retired import Blocks, Calibrates, Retired
 from vllm_dspark.scheduler.standing import Load, Standing
 from vllm_dspark.scheduler.survival import products
 
 Floats = npt.NDArray[np.float64]
 _NONE = -1  # number of no block
-_KEPT = 8  # steps
-_TOLD = 256  # blocks at a time: more say nothing new of a mean
 
 # Relative gain from which drafts are left out. To share a budget out is work for host and device
 # that no curve knows of; a step that verifies all there is goes without it.
 TRIM_GAIN = 0.02
 
 
-class Calibrator(Protocol):
-    """Turns raw confidences into probabilities; `vllm_dspark.calibration.online` has one."""
+class Calibrator(Calibrates, Protocol):
+    """Learns to turn them into probabilities, too; `vllm_dspark.calibration.online` has one."""
 
     def observe(
         self,
@@ -51,9 +49,6 @@ class Calibrator(Protocol):
         request: Any = None,
     ) -> None:
         """Rows [R, γ], int [R], int [R], bool [R]: what was predicted, and what came of it."""
-
-    def calibrate(self, confidence: Any, sampled: Any) -> Floats:
-        """Raw [R, γ] → conditional probabilities, a new float64 [R, γ]; NaN becomes the prior."""
 
 
 class Costs(Protocol):
@@ -111,8 +106,7 @@ class VerificationPolicy(FixedPolicy):
         self._block = np.full((2, slots), _NONE, dtype=np.int64)
         self._confidence = np.full((2, slots, gamma), np.nan, dtype=np.float32)
         self._retired = np.ones(slots, dtype=bool)  # its newest known block was told of
-        # Confidences and regimes of blocks to tell of; without a listener the oldest are dropped.
-        self._over: deque[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = deque(maxlen=_KEPT)
+        self._over = Retired()
 
     def add_request(
         self,
@@ -217,10 +211,9 @@ class VerificationPolicy(FixedPolicy):
         confidence, sampled = self._confidence[0].take(slots, axis=0), self.sampled.take(slots)
         told = self._retired.take(slots)
         repeated = np.count_nonzero(told)
-        if not repeated:
-            self._over.append((confidence, sampled))
-        elif repeated < told.size:
-            self._over.append((confidence[~told], sampled[~told]))
+        if repeated < told.size:
+            over = Blocks(confidence, sampled, *self._known(slots, accepted, verified))
+            self._over.put(Blocks(*(part[~told] for part in over)) if repeated else over)
         self._retired[slots] = True
         teaches = verified > 0
         if np.count_nonzero(teaches) < teaches.size:
@@ -247,20 +240,21 @@ class VerificationPolicy(FixedPolicy):
         self._retired[slots] = False
 
     def retired(self) -> Floats:
-        """Survival [N, γ] of blocks that no later step can verify, each told once, and of many the
-        newest; NaN for what was not drawn. Nothing that is still to be verified is among them, so
-        it may decide on anything."""
-        over, rows = [], 0
-        while self._over and rows < _TOLD:
-            over.append(self._over.pop())
-            rows += len(over[-1][1])
-        self._over.clear()
-        if not over:
-            return np.empty((0, self.gamma))
-        confidence, sampled = (np.concatenate(parts) for parts in zip(*over, strict=True))
-        survival = products(self.calibrator.calibrate(confidence, sampled))
-        survival[np.isnan(confidence)] = np.nan
-        return survival
+        """Survival [N, γ] of blocks that no later step can verify, see `Retired.take`.
+
+        It is the calibrated one, with two exceptions. Confidences know nothing of grammars, so of
+        a request under one it is what came of its drafts. A draft that its request keeps from
+        verification is drawn in vain, and does not survive."""
+        return self._over.take(self.calibrator, self.gamma)
+
+    def _known(self, slots: Ints, accepted: Ints, verified: Ints) -> tuple[Ints, Ints]:
+        """`survived` and `lost` of `Blocks`, [R] each."""
+        lost = self._most.take(slots)
+        constrained = self._constrained.take(slots)
+        if not np.count_nonzero(constrained):
+            return np.zeros_like(lost), lost
+        rejected = np.where(constrained & (accepted < verified), accepted, lost)
+        return np.where(constrained, accepted, 0), np.minimum(rejected, lost)
 
     def _limits_of(self, slots: Ints, draft_lengths: Ints) -> _Limits:
         known = self._limits
