@@ -68,6 +68,24 @@ def test_graphs_for_whole_blocks_are_timed_with_such() -> None:
     assert not any("uniform_decode" in b for b in costs().batches(CAPTURED))
 
 
+@pytest.mark.parametrize(("bonus", "shorter"), [(1, 3), (2, 4)])
+def test_graphs_for_shorter_blocks_are_left_out(bonus: int, shorter: int) -> None:
+    """vLLM's own schedule with 7 and 2 drafts captures both sizes of blocks. Its dummy run fails on
+    a size that is no number of the larger ones, and runs no more requests than there are."""
+    whole = 7 + bonus
+    captured = sorted({n * width for width in (shorter, whole) for n in range(1, 13)})
+    made = costs(gamma=7, trims_replay=False, num_bonus_tokens=bonus, most_tokens=200)
+    batches = list(made.batches(captured))
+    uniform = {b["num_tokens"] for b in batches if b.get("uniform_decode")}
+    assert uniform == {n * whole for n in range(1, 9)}
+    others = {b["num_tokens"] for b in batches} - uniform
+    assert min(others) > captured[-1]  # larger steps, which no graph has room for
+    made.learn_profile([timed(b) for b in batches])
+    curve = made.model.budget_curve(2, 2, 100, 2, 7, 14)
+    assert (curve > 0).all()
+    assert (np.diff(curve) >= 0).all()
+
+
 def test_context_fits_the_model() -> None:
     contexts = {b["context_len"] for b in costs(most_context=100).batches(CAPTURED)}
     assert contexts == {50, 96}  # room for γ drafts and a bonus token
@@ -81,8 +99,15 @@ def test_nothing_to_profile_without_graphs() -> None:
     assert curve.shape == (13,)
     assert (curve > 0).all()
     assert (np.diff(curve) >= 0).all()
+
+
+def test_steps_that_nobody_timed() -> None:
+    """vLLM ran them and has no times: it is not the vLLM that we know."""
+    made = costs()
+    assert list(made.batches(CAPTURED))
     with pytest.raises(RuntimeError, match="timed none"):
         made.learn_profile([])
+    assert not made.profiled
 
 
 def test_profile_is_what_is_priced() -> None:

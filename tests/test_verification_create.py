@@ -113,6 +113,20 @@ def test_backend_whose_graphs_want_equal_lengths(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("cuda")
+def test_blocks_that_are_profiled_are_as_wide_as_the_runners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three drafts, and as many other tokens as the model samples at once."""
+    needs_whole_batches(monkeypatch)
+    asking = runner(config(ADAPTIVE, flag=True))
+    asking.model_state.num_new_sampled_tokens_per_step = 2
+    manager = create_for_host(asking)
+    assert manager is not None
+    batches = list(manager.batches_to_profile([4, 5, 8, 10]))
+    assert {b["num_tokens"] for b in batches if "uniform_decode" in b} == {5, 10}
+
+
+@pytest.mark.usefixtures("cuda")
 def test_backend_that_reads_lengths_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """But replays batches of mixed lengths: host mode, in graphs."""
     import vllm.v1.worker.gpu.attn_utils as attention

@@ -18,6 +18,7 @@ from tests.verification_cases import PlainCalibrator, Prices, RandomLengths
 from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
 from vllm_dspark.integration.verification.arrivals import Arrivals
+from vllm_dspark.integration.verification.batch import Layout
 from vllm_dspark.integration.verification.device import DeviceVerification
 from vllm_dspark.integration.verification.host import HostVerification
 from vllm_dspark.scheduler.fixed import FixedPolicy
@@ -122,6 +123,42 @@ def test_whole_blocks_take_the_runners_layout(make: Any) -> None:
     assert starts is manager.layout.query_start_loc
     assert (verified, admitted) == (12, None)
     assert manager.snapshot()["whole"] == 1
+
+
+@pytest.mark.parametrize("make", [host, device])
+def test_whole_shorter_blocks_are_copied_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a depth below γ the boundaries go to the device with the first step of these rows, also
+    where another step comes between, and anew with other rows."""
+    copied: list[list[int]] = []
+    copy = Layout.boundaries
+
+    def copying(self: Layout, lengths: Any) -> torch.Tensor:
+        copied.append(lengths.tolist())
+        return copy(self, lengths)
+
+    monkeypatch.setattr(Layout, "boundaries", copying)
+    manager = make()
+    prices, trims = Prices(1.0), Prices(1.0, 9.0)
+    begin(manager, {name: None for name in NAMES})
+
+    def run(names: list[str], drafts: int, prices: Prices = prices) -> Any:
+        manager.policy.costs = prices
+        begin(manager, {}, depth=2)
+        asked = dict.fromkeys(names, 1 + drafts), dict.fromkeys(names, drafts)
+        laid_out = step(manager, *asked)
+        check(laid_out, *asked, exact=True)
+        return laid_out.result[0]
+
+    first = run(NAMES, 2)
+    for _ in range(3):
+        assert run(NAMES, 2) is first
+    run(NAMES, 2, trims)
+    assert run(NAMES, 2) is first
+    assert first.tolist() == [0, 3, 6, 9, 12]
+    assert copied.count([3, 3, 3, 3]) == 1
+    run(NAMES[:3], 2)
+    run(NAMES, 1)
+    assert copied[-2:] == [[3, 3, 3], [2, 2, 2, 2]]
 
 
 @pytest.mark.parametrize("make", [host, device, kernel])

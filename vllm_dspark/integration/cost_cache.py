@@ -17,35 +17,43 @@ from pathlib import Path
 from vllm_dspark.scheduler.cost_model import CostModel
 
 FOLDER = "costs"
+_NOWHERE = "there is no home folder, and DSPARK_CACHE_DIR is not set"
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where profiles are kept; it need not exist."""
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where profiles are kept; it need not exist. None for a user without a home folder, such as
+    a number that no account of a container has, where no variable names another."""
     named = environment.get("DSPARK_CACHE_DIR")
     if named:
         return Path(named) / FOLDER
     cache = environment.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vllm-dspark" / FOLDER
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "vllm-dspark" / FOLDER
+    except RuntimeError:
+        return None
 
 
 class CostCache:
     """The profile of one engine.
 
     Args:
-        folder: of profiles.
+        folder: of profiles; None keeps nothing.
         key: what the profile holds for.
 
     Attributes:
-        path: of its file.
+        path: of its file; None without a folder.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path | None, key: Mapping[str, str]) -> None:
         self._key = dict(key)
         text = json.dumps(self._key, sort_keys=True)
-        self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        name = f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        self.path = None if folder is None else folder / name
 
     def read(self) -> tuple[str | None, str]:
         """The text of the profile, checked, and why there is none."""
+        if self.path is None:
+            return None, _NOWHERE
         try:
             text = self.path.read_text(encoding="utf-8")
             CostModel.from_json(text, self._key)
@@ -61,6 +69,8 @@ class CostCache:
         Returns:
             Why it could not be kept, or nothing.
         """
+        if self.path is None:
+            return _NOWHERE
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")

@@ -37,6 +37,7 @@ class StepCosts:
         trims_replay: a batch with trimmed requests replays full graphs, or there are none.
         learns: from times that were measured here. They differ between tensor-parallel ranks,
             which must decide alike, so those learn from what the scheduler tells them all.
+        num_bonus_tokens: of a decoding request, beside its drafts.
 
     Attributes:
         profiled: the model is no guess.
@@ -52,8 +53,10 @@ class StepCosts:
         most_context: int,
         trims_replay: bool,
         learns: bool,
+        num_bonus_tokens: int = 1,
     ) -> None:
         self.gamma = gamma
+        self._width = gamma + num_bonus_tokens  # tokens of a whole block
         self.model = CostModel.default(gamma)
         self._most_requests, self._most_tokens = most_requests, most_tokens
         self._contexts = [min(context * f, max(most_context - gamma - 1, 0)) for f in (1, _LONGER)]
@@ -101,7 +104,7 @@ class StepCosts:
 
         Every captured size and, since larger steps run too, doublings up to the largest step; a few
         of them with a longer context as well, and a few at every other depth. Graphs for whole
-        blocks are run with such.
+        blocks are run with such, which leaves out those for shorter ones.
 
         Args:
             captured: tokens of captured graphs, ascending.
@@ -115,7 +118,8 @@ class StepCosts:
         while 0 < size < self._most_tokens:
             size = min(2 * size, self._most_tokens)
             larger.append(size)
-        sizes = [*captured, *larger]
+        replayed = captured if self.trims_replay else self._whole_blocks(captured)
+        sizes = [*replayed, *larger]
         few = sizes[:: max(-(-len(sizes) // 4), 1)]
         near, far = self._contexts
         batches = [(size, near, self.gamma) for size in sizes]
@@ -133,11 +137,17 @@ class StepCosts:
                 for _ in range(_REPLAYS):
                     self._batches.append((context, depth))
                     batch: dict[str, Any] = {"num_tokens": size, "context_len": context}
-                    if size in self._captured and not self.trims_replay:
+                    if size in replayed and not self.trims_replay:
                         batch["uniform_decode"] = True
                     yield batch
         finally:
             draw_at(None)
+
+    def _whole_blocks(self, captured: Sequence[int]) -> list[int]:
+        """The sizes that vLLM's dummy run of whole blocks takes. Where vLLM's own schedule varies
+        how many drafts there are, graphs for shorter blocks have sizes of theirs."""
+        most = self._most_requests * self._width
+        return [size for size in captured if size % self._width == 0 and size <= most]
 
     def learn_profile(
         self, timings: Sequence[Any], head_line: tuple[float, float] = (0.0, 0.0)

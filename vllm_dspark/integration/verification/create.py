@@ -119,6 +119,7 @@ def _make(
         most_context=layout.req_states.max_model_len,
         trims_replay=trims_replay,
         learns=alone and not depth.ours,
+        num_bonus_tokens=layout.num_bonus_tokens,
     )
     if not adaptive:
         return HostVerification(layout, FixedPolicy(slots, gamma), costs, None)

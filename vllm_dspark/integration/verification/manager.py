@@ -4,13 +4,14 @@ The runner calls, in the order of a step: `add_request` for every new request, `
 (how many tokens the step runs), `compact_batch` (query lengths as the host sees them),
 `reallocate_drafts` (the same on the device), and after the next block was drawn
 `record_confidences`. Our worker calls `begin_step` before all of that, our proposer `observe`
-before it draws. Upstream: vllm/v1/worker/gpu/spec_decode/adaptive_verification.py.
+before it draws. What it calls before any step is in `start_up`.
+Upstream: vllm/v1/worker/gpu/spec_decode/adaptive_verification.py.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -20,9 +21,9 @@ import torch
 
 from vllm_dspark.integration.requests import RequestFacts
 from vllm_dspark.integration.verification.arrivals import Arrivals
-from vllm_dspark.integration.verification.batch import Batch, BatchRows, Counters, Layout
+from vllm_dspark.integration.verification.batch import Batch, BatchRows, Counters, Layout, Rows
 from vllm_dspark.integration.verification.costs import StepCosts
-from vllm_dspark.integration.verification.profile import ProfileSource
+from vllm_dspark.integration.verification.start_up import StartUp
 from vllm_dspark.integration.verification.timing import StepTiming
 from vllm_dspark.scheduler.cost_model import StepShape
 from vllm_dspark.scheduler.fixed import FixedPolicy
@@ -31,7 +32,7 @@ from vllm_dspark.scheduler.fixed import FixedPolicy
 SAMPLE_EVERY = 4
 
 
-class VerificationManager(ABC):
+class VerificationManager(StartUp, ABC):
     """Base of both modes.
 
     Args:
@@ -41,10 +42,6 @@ class VerificationManager(ABC):
         arrivals: brings confidences and outcomes to the policy; None where it needs none.
 
     Attributes:
-        head_line: times the LM head; see `head.head_line`.
-        depths: that are drafted, γ the last.
-        source: where a profile may come from; None always profiles, and keeps nothing.
-        draw_at: tells the proposer how deep dummy runs draft; None for γ.
         samples: of `SAMPLE_EVERY` steps of a depth the first two are sent, and the budget and
             what is learned do without the others; else every step is.
         outcomes_of: int [2, R], emitted tokens and rejected drafts, as our kernels told them with
@@ -52,8 +49,6 @@ class VerificationManager(ABC):
     """
 
     mode: str
-    depths: Sequence[int] = ()
-    source: ProfileSource | None = None
     samples = False
 
     def __init__(
@@ -63,14 +58,12 @@ class VerificationManager(ABC):
         costs: StepCosts | None,
         arrivals: Arrivals | None,
     ) -> None:
+        super().__init__()
         self.layout = layout
         self.policy = policy
         self.costs = costs
         self.arrivals = arrivals
         self.counters = Counters()
-        self.head_line: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
-        self._profiles = True  # steps are to be timed
-        self.draw_at: Callable[[int | None], None] = lambda depth: None
         self.outcomes_of: Callable[[torch.Tensor], torch.Tensor | None] = lambda emitted: None
         self._step = 0  # in progress
         self._depth = policy.gamma  # drafts of the block that it draws
@@ -88,6 +81,8 @@ class VerificationManager(ABC):
         width = policy.gamma + layout.num_bonus_tokens
         # Row boundaries of a batch in which every request verifies a full block.
         self._full_cu = torch.arange(slots, dtype=torch.int32, device=device) * width
+        # Those of the last batch that verified all it had, but no full blocks. Only read, as those.
+        self._whole_cu: tuple[Rows, torch.Tensor] | None = None
 
     def snapshot(self) -> dict[str, Any]:
         """Mode and counters of this process, for metrics."""
@@ -194,25 +189,6 @@ class VerificationManager(ABC):
         """Boundaries of logits rows [R + 1] and of queries [slots + 1] on the device, the number
         of verified drafts, and on 0.33 a None for drafts that the host still has to learn of."""
 
-    def batches_to_profile(self, capture_sizes: list[int]) -> Iterator[dict[str, Any]]:
-        """Arguments of dummy runs to be timed, once graphs are captured."""
-        if self.costs is None:
-            return
-        self._profiles = self.source is None or not self.source.settle(self.costs, capture_sizes)
-        if self._profiles:
-            yield from self.costs.batches(capture_sizes, self.depths, self.draw_at)
-
-    def set_initial_cost_curves(self, samples: list[Any]) -> None:
-        """Timings of those runs. All tensor-parallel ranks go by the first one's."""
-        from vllm.distributed.parallel_state import get_tp_group
-
-        if self.costs is None or not self._profiles:
-            return
-        profile = get_tp_group().broadcast_object((samples, self.head_line()), src=0)
-        self.costs.learn_profile(*profile)
-        if self.source is not None:
-            self.source.keep(self.costs)
-
     # For the modes.
 
     def _take_batch(self, req_ids: list[str]) -> Batch:
@@ -229,13 +205,15 @@ class VerificationManager(ABC):
 
     def _whole(self, batch: Batch) -> tuple[Any, ...]:
         """`reallocate_drafts` for a batch that verifies all: the runner's own layout. Where all
-        blocks are full its boundaries are at hand, and nothing is launched."""
+        blocks are full its boundaries are at hand, else they are copied to the device once for as
+        many steps as these rows last. Mostly, nothing is launched."""
         rows = batch.rows
         if rows.full:
-            cu_num_logits = self._full_cu[: len(rows.req_ids) + 1]
-        else:
-            cu_num_logits = self.layout.boundaries(rows.drafts + self.layout.num_bonus_tokens)
-        return self._laid_out(cu_num_logits, rows.scheduled)
+            return self._laid_out(self._full_cu[: len(rows.req_ids) + 1], rows.scheduled)
+        if self._whole_cu is None or self._whole_cu[0] is not rows:
+            lengths = rows.drafts + self.layout.num_bonus_tokens
+            self._whole_cu = rows, self.layout.boundaries(lengths)
+        return self._laid_out(self._whole_cu[1], rows.scheduled)
 
     def _is_sent(self) -> bool:
         """Whether the policy is to hear of the step. It is of every probe, however short."""
