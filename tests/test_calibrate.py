@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from tests.engine import MICRO, engine
 from tests.verification_cases import manager_of
 from vllm_dspark import reliability
-from vllm_dspark.calibrate import CalibrationError, calibrate, mean_survival_ece, read_prompts
+from vllm_dspark.calibrate import CalibrationError, calibrate, mean_survival_ece
 from vllm_dspark.calibration.artifact import (
     ARTIFACT_NAME,
     ArtifactError,
@@ -130,27 +129,6 @@ def test_a_named_artifact_has_to_fit(pair: Path, tmp_path: Path) -> None:
         found(pair, str(tmp_path / "nowhere.json"))
     with pytest.raises(ArtifactError, match=r"cannot be compared with the target .*Fix:"):
         found(pair, str(path), target="Qwen/Qwen3-8B")
-
-
-def test_prompts_of_all_kinds(tmp_path: Path) -> None:
-    """JSON lines with either key, text, and those that come with the package."""
-    lines = tmp_path / "p.jsonl"
-    lines.write_text(json.dumps({"prompt": "a"}) + "\n\n" + json.dumps({"turns": ["b", "c"]}))
-    assert read_prompts(lines) == ["a", "b"]
-    text = tmp_path / "p.txt"
-    text.write_text("one\ntwo\n")
-    assert read_prompts(text) == ["one", "two"]
-    shipped = read_prompts(None)
-    assert len(shipped) == len(set(shipped)) >= 40
-
-
-@pytest.mark.parametrize("line", ['{"text": "a"}', "[1]", '{"turns": []}', "{"])
-def test_what_is_no_prompt_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
-    """And what was needed."""
-    path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a"}\n' + line)
-    with pytest.raises(CalibrationError, match=r"line 2 .*prompt or turns"):
-        read_prompts(path)
 
 
 def test_checkpoints_and_prompts_are_checked_before_an_engine_starts(pair: Path) -> None:

@@ -63,6 +63,38 @@ def test_too_many_arrivals_wait() -> None:
     assert full.first_token_ms > 5 * calm.first_token_ms
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_what_does_not_keep_up_is_told(gpus: int) -> None:
+    """Some 15 requests a second at most: 5 leave nothing behind, of 30 half wait at the end."""
+    on = engine(most_requests=4)
+
+    def busy(rate: float, requests: int = 80) -> Result:
+        def one(seed: int) -> Replica:
+            return replica(FixedDepth(0), on, seed=seed)
+
+        return poisson(one, rate, SHORT, requests, 3, gpus=gpus)
+
+    calm, full = busy(5.0), busy(30.0)
+    assert calm.keeps_up
+    assert calm.waiting < 4
+    assert not full.keeps_up
+    assert full.waiting == pytest.approx(40, rel=0.4)  # of 80 on each GPU
+    assert full.running == pytest.approx(4, abs=0.5)
+    assert full.to_dict()["keeps_up"] is False
+    longer = busy(30.0, 240)
+    assert longer.first_token_ms > 2 * full.first_token_ms  # which is why it must be told
+
+
+def test_arrivals_that_do_not_end_in_time_are_told() -> None:
+    """Requests of 4000 tokens within a second: there is room for all, and none ends. Those that
+    wait have come in the last steps."""
+    result = poisson(make, 100.0, Lengths(prompt=8, output=4000), 100, seed=0)
+    assert result.waiting < 8
+    assert result.waiting + result.running == 100
+    assert not result.keeps_up
+    assert closed_loop(make, 4, SHORT, 16, 0).keeps_up
+
+
 def test_a_router_evens_out() -> None:
     """The least loaded of four waits less than one that takes what comes."""
     on = engine(most_requests=4)

@@ -8,10 +8,8 @@ measured on those.
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,13 @@ import numpy.typing as npt
 from rich.table import Table
 
 from vllm_dspark import compat, cpu, reliability
-from vllm_dspark.calibration.artifact import CalibrationArtifact, Checkpoint, Sampling
-from vllm_dspark.calibration.digest import checkpoint_digest
+from vllm_dspark.calibrate_error import CalibrationError as CalibrationError
+from vllm_dspark.calibrate_pair import Pair
+from vllm_dspark.calibrate_prompts import read_prompts
+from vllm_dspark.calibration.artifact import CalibrationArtifact, Sampling
 from vllm_dspark.calibration.fitting import fit_artifact
-from vllm_dspark.calibration.sts import apply_temperatures
-
-
-class CalibrationError(ValueError):
-    """There is nothing to calibrate with; the message says what was found and what is needed."""
+from vllm_dspark.calibration.sts import MIN_OBSERVATIONS, apply_temperatures
+from vllm_dspark.outputs import OutputError, make_ready
 
 
 @dataclass(frozen=True)
@@ -67,35 +64,6 @@ class Result:
         return table
 
 
-def read_prompts(path: Path | None) -> list[str]:
-    """Prompts from a file: JSON lines with `prompt` or `turns`, or plain text, one a line; the
-    ones that come with the package if there is no file.
-
-    Raises:
-        CalibrationError: the file cannot be read, or a line of JSON has neither key.
-    """
-    if path is None:
-        text = resources.files("vllm_dspark.calibration").joinpath("prompts.txt").read_text("utf-8")
-        return [line for line in text.splitlines() if line]
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"prompts {str(path)!r} cannot be read: {error}") from None
-    if path.suffix not in (".jsonl", ".json"):
-        return lines
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            prompts.append(str(entry["prompt"] if "prompt" in entry else entry["turns"][0]))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise CalibrationError(
-                f"line {number} of {str(path)!r} is no prompt ({error!r}); needed is an object "
-                "with prompt or turns"
-            ) from None
-    return prompts
-
-
 def run_command(
     target: str,
     drafter: str,
@@ -110,43 +78,64 @@ def run_command(
 ) -> Result:
     """Calibrate a pair and write artifact and diagram, on a machine with a GPU or without.
 
-    An artifact that would not make survival more honest is not written.
+    An artifact that would not make survival more honest is not written. Whatever can be refused is,
+    before the engine starts.
 
     Args:
-        out, diagram: files to write.
+        target, drafter: folders.
+        out, diagram: files to write; their folders are made.
         rest: as in `calibrate`, the prompts by their file.
 
     Raises:
+        OutputError: there is nowhere to write to.
         CalibrationError, ValueError: see `calibrate`.
     """
     import torch
 
     texts = read_prompts(prompts)
+    pair = Pair.read(target, drafter)
+    make_ready("--out", out)
+    make_ready("--diagram", diagram, reliability.SUFFIXES)
+    if out.resolve() == diagram.resolve():
+        raise OutputError(f"--out and --diagram are one file, {str(out)!r}. Fix: another --diagram")
     options = dict(engine)
     if not torch.cuda.is_available():
         cpu.activate()
         options = cpu.ENGINE_OPTIONS | {k: v for k, v in options.items() if v != "auto"}
-    artifact, rounds = calibrate(
-        target, drafter, texts, Sampling(**sampling), max_tokens, options, chat=chat
-    )
+    artifact, rounds = _calibrate(pair, texts, Sampling(**sampling), max_tokens, options, chat)
     notes = [f"{artifact.rounds} rounds of {len(texts)} requests, every second one held out"]
-    before, after = mean_survival_ece(artifact)
-    notes.append(f"calibration error of survival, mean: {before:.3f} before, {after:.3f} after")
-    written = after < before
-    if written:
-        artifact.save(out)
-        notes.append(f"written: {out}")
-    else:
-        notes.append("nothing written: the temperatures do not make survival more honest")
-    try:
-        held = rounds.held_out
-        raw = rounds.confidence[held]
-        kinds = {"raw": raw, "calibrated": apply_temperatures(raw, artifact.temperatures)}
-        reliability.draw(kinds, rounds.accepted[held], rounds.verified[held], diagram)
-        notes.append(f"drawn: {diagram}")
-    except ImportError:
-        notes.append('no diagram: pip install "vllm-dspark[bench]" has what draws it')
+    written, said = _keep(artifact, out)
+    notes += [*said, _drawn(artifact, rounds, diagram)]
     return Result(artifact, written, tuple(notes))
+
+
+def _keep(artifact: CalibrationArtifact, out: Path) -> tuple[bool, list[str]]:
+    """Write the artifact if it makes survival more honest; whether it was, and what to say."""
+    before, after = mean_survival_ece(artifact)
+    notes = [f"calibration error of survival, mean: {before:.3f} before, {after:.3f} after"]
+    short = shortage(artifact)
+    if short and max(artifact.observations) < MIN_OBSERVATIONS:
+        return False, [*notes, f"nothing written: {short}"]
+    notes += [short] if short else []
+    if after >= before:
+        reason = "the temperatures do not make survival more honest"
+        return False, [*notes, f"nothing written: {reason}"]
+    artifact.save(out)
+    return True, [*notes, f"written: {out}"]
+
+
+def _drawn(artifact: CalibrationArtifact, rounds: Rounds, diagram: Path) -> str:
+    """Draw the held-out rounds; what to say of it."""
+    held = rounds.held_out
+    raw = rounds.confidence[held]
+    kinds = {"raw": raw, "calibrated": apply_temperatures(raw, artifact.temperatures)}
+    try:
+        reliability.draw(kinds, rounds.accepted[held], rounds.verified[held], diagram)
+    except ImportError:
+        return 'no diagram: pip install "vllm-dspark[bench]" has what draws it'
+    except OSError as error:  # the artifact is there and stays
+        return f"no diagram: {error}"
+    return f"drawn: {diagram}"
 
 
 def calibrate(
@@ -168,23 +157,28 @@ def calibrate(
         chat: put the target's chat template, if it has one, around the prompts.
 
     Raises:
-        CalibrationError: too few prompts or rounds, or checkpoints that are not folders.
+        CalibrationError: a folder is not there or holds no checkpoint, or there are too few
+            prompts or rounds.
         ValueError: whatever vLLM or the drafter's checks refuse.
     """
+    return _calibrate(Pair.read(target, drafter), prompts, sampling, max_tokens, engine, chat)
+
+
+def _calibrate(
+    pair: Pair,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    max_tokens: int,
+    engine: Mapping[str, Any],
+    chat: bool,
+) -> tuple[CalibrationArtifact, Rounds]:
     if len(prompts) < 2:
         raise CalibrationError(f"found {len(prompts)} prompts, needed are two: one is held out")
-    checkpoints = {}
-    for role, name in (("target", target), ("drafter", drafter)):
-        if not Path(name).is_dir():
-            raise CalibrationError(
-                f"the {role} {name!r} is no folder. Needed are both checkpoints on disk, whose "
-                "weights the artifact names. Fix: give the folder that the hub's cache holds."
-            )
-        digest = checkpoint_digest(name)
-        checkpoints[role] = Checkpoint(name=Path(name).name, revision=None, digest=digest)
     from vllm_dspark.integration.recording import record
 
-    recorded, dtype = record(target, drafter, prompts, sampling, max_tokens, engine, chat)
+    recorded, dtype = record(
+        pair.target.folder, pair.drafter.folder, prompts, sampling, max_tokens, engine, chat
+    )
     if len(recorded["accepted"]) < 2:
         raise CalibrationError("the run gave fewer than two rounds: give more or longer prompts")
     request = np.asarray(recorded["request"], dtype=np.int64)
@@ -199,8 +193,8 @@ def calibrate(
         rounds.confidence,
         rounds.accepted,
         rounds.verified,
-        target=checkpoints["target"],
-        drafter=checkpoints["drafter"],
+        target=pair.target.checkpoint,
+        drafter=pair.drafter.checkpoint,
         dtype=dtype,
         sampling=sampling,
         vllm_version=str(compat.require_supported_vllm()),
@@ -217,3 +211,17 @@ def mean_survival_ece(artifact: CalibrationArtifact) -> tuple[float, float]:
         for quality in (artifact.before, artifact.after)
     )
     return float(np.mean(before)), float(np.mean(after))
+
+
+def shortage(artifact: CalibrationArtifact) -> str | None:
+    """Which positions had too few rounds to be fitted and what would help; None if none had."""
+    counts = artifact.observations
+    short = [k for k, count in enumerate(counts) if count < MIN_OBSERVATIONS]
+    if not short:
+        return None
+    drafts = ", ".join(str(k + 1) for k in short)
+    where = "" if len(short) == len(counts) else f" for drafts {drafts}, which keep temperature 1"
+    return (
+        f"too few rounds{where}: {max(counts[k] for k in short)} were fitted on, "
+        f"{MIN_OBSERVATIONS} are needed. Fix: more prompts or --max-tokens"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib.metadata
 import os
 import shutil
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_dspark import __version__, compat, cpu
+from vllm_dspark.cpu.becoming import CannotRunError, become
 
 app = typer.Typer(help="DSpark speculative decoding for vLLM.", no_args_is_help=True)
 
@@ -28,7 +30,18 @@ def run_on_cpu(
     program = shutil.which(command[0])
     if program is None:
         raise typer.BadParameter(f"found no program named {command[0]!r} on PATH")
-    os.execve(program, command, cpu.environment())
+    try:
+        become(program, command)
+    except CannotRunError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+class Drafting(str, enum.Enum):
+    """How drafts are sampled, in vLLM's words."""
+
+    greedy = "greedy"
+    probabilistic = "probabilistic"
 
 
 @app.command()
@@ -44,11 +57,14 @@ def calibrate(
         Path | None, typer.Option(help="Artifact to write; default: beside the drafter.")
     ] = None,
     diagram: Annotated[
-        Path | None, typer.Option(help="PNG to draw; default: the artifact's name with .png.")
+        Path | None,
+        typer.Option(help="PNG, PDF or SVG to draw; default: the artifact's name with .png."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
-    drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "probabilistic",
+    drafting: Annotated[
+        Drafting, typer.Option(help="As the server will draft.")
+    ] = Drafting.probabilistic,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request.")] = 256,
     chat: Annotated[bool, typer.Option(help="Put prompts into the chat template.")] = True,
     dtype: Annotated[str, typer.Option(help="As the server will have it.")] = "auto",
@@ -68,11 +84,15 @@ def calibrate(
             engine["max_model_len"] = max_model_len
         result = calibration.run_command(
             str(target), str(folder), prompts, out, diagram or out.with_suffix(".png"),
-            sampling={"temperature": temperature, "top_p": top_p, "drafting": drafting},
+            sampling={"temperature": temperature, "top_p": top_p, "drafting": drafting.value},
             max_tokens=max_tokens, chat=chat, engine=engine,
         )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
+    except (ValueError, RuntimeError, OSError) as error:
+        line = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            line = f"{error.filename}: {error.strerror}. Needed is a path that can be read, or "
+            line += "written if it is --out or --diagram. Fix: correct it"
+        console.print(line, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(result.table())
     for line in result.notes:
@@ -107,37 +127,42 @@ def simulate(
     ] = None,
     requests: Annotated[int, typer.Option(min=1, help="For each one in flight.")] = 8,
     seconds: Annotated[float, typer.Option(min=1.0, help="Of arrivals, with --rate.")] = 60.0,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests that run at once; default: the sweep's, or 256"),
+    ] = None,
     launch_ms: Annotated[
         float | None, typer.Option(min=0.0, help="Least ms of a step with a prefill.")
     ] = None,
     validate: Annotated[bool, typer.Option(help="Predict arms of the sweep from others.")] = False,
     json: Annotated[Path | None, typer.Option(help="File to write the figures to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all chance.")] = 0,
 ) -> None:
     """Replay the scheduler over modelled costs: throughput, tok/s/user and depth by load."""
-    from vllm_dspark.simulation import command  # numpy comes with vLLM, which may be missing
-
     console = Console(highlight=False)
     try:
-        options = command.Options(
-            profile, sweep, _numbers(acceptance), sharpness, noise, overconfidence,
-            _numbers(concurrency), _numbers(rate), gpus, prompt, output,
-            [int(depth) for depth in _numbers(fixed)], floor, requests, seconds,
-            launch_ms=launch_ms, seed=seed, json=json, plot=plot,
+        from vllm_dspark.simulation import command
+        from vllm_dspark.simulation.options import Options, numbers, whole_numbers
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":  # which comes with vLLM, and that may be missing
+            raise
+        console.print("simulate needs numpy. Fix: pip install numpy", style="red")
+        raise typer.Exit(1) from None
+    try:
+        options = Options(
+            profile, sweep, numbers("--acceptance", acceptance, "0.8,0.7", most=1.0),
+            sharpness, noise, overconfidence,
+            whole_numbers("--concurrency", concurrency, "1,16,64"),
+            numbers("--rate", rate, "10,40"), gpus, prompt, output,
+            whole_numbers("--fixed", fixed, "1,3"), floor, requests, seconds,
+            max_num_seqs, launch_ms, validate, seed, json, plot,
         )  # fmt: skip
         for part in command.check(options) if validate else command.plan(options):
             console.print(part, markup=False, soft_wrap=isinstance(part, str))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError:
-        raise ValueError(f"{text!r} is no list of numbers. Fix: such as 1,4,16") from None
 
 
 @app.command()

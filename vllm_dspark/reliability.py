@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_dspark.outputs import replacing
 from vllm_dspark.scheduler.survival import prefix_survival
 
 BINS = 10
+SUFFIXES = (".png", ".pdf", ".svg")  # what matplotlib draws without help
 _STYLES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "v"))
 
 
@@ -43,7 +45,7 @@ def draw(
     Args:
         confidence: up to four kinds by name, [N, γ] each, of rounds that were not fitted on.
         accepted, verified: int [N].
-        path: PNG to write.
+        path: file to write, of a suffix in `SUFFIXES`; it is there whole or not at all.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -76,4 +78,5 @@ def draw(
     figure.supxlabel("predicted survival", fontsize=10)
     figure.supylabel("share accepted", fontsize=10)
     axes[0].legend(fontsize=8, loc="upper left")
-    figure.savefig(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower())

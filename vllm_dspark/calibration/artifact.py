@@ -8,7 +8,6 @@ that it did not see.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,6 +24,7 @@ from pydantic import (
 
 from vllm_dspark.calibration import sts
 from vllm_dspark.calibration.digest import checkpoint_digest as checkpoint_digest
+from vllm_dspark.outputs import replacing
 
 ARTIFACT_NAME = "dspark_calibration.json"
 FORMAT_VERSION: Final = 1
@@ -106,13 +106,8 @@ class CalibrationArtifact(_Part):
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; whoever reads at the same time sees the old file or the new one."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with replacing(Path(path)) as partial:
             partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationArtifact:

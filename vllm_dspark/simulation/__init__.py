@@ -11,9 +11,11 @@ measured    a sweep's measurements, as far as they are needed here
 fitting     the engine's costs from those
 validation  simulated against measured
 planning    every policy at every load
+options     what `vllm-dspark simulate` was asked for
+inputs      files it starts from
 tables      planning and validation as tables
 plots       planning as a picture
 command     `vllm-dspark simulate`
 
-Pure numpy but for the last three; neither vLLM nor a clock is needed.
+Pure numpy but for the last four; neither vLLM nor a clock is needed.
 """

@@ -22,6 +22,10 @@ Floats = npt.NDArray[np.float64]
 
 _NODES = 40  # of the quadrature over z
 _HALVINGS = 60
+_LEAST, _MOST = 0.001, 0.999  # of what is found
+_LENGTH_ERROR = 0.001  # relative: chance in an accepted length over some 100,000 rounds
+_LOGIT_STEP = 0.3  # as neighbouring positions of drafters differ
+_ROUNDS = 200  # far more than a fit takes
 
 
 class Drafter:
@@ -72,8 +76,14 @@ class Drafter:
 def conditional_acceptance(accepted_lengths: Mapping[int, float], gamma: int = 0) -> Floats:
     """Acceptance by position from what blocks of different lengths emit.
 
-    Between two lengths that are known, acceptance is taken to be the same at every position, and
-    beyond the longest to be that of its last position.
+    Two lengths differ by what the positions between them add. Deep in a block that is so little
+    that chance in a length would make any acceptance of it, so all lengths are fitted together, by
+    least squares of
+
+        (fitted length / given length − 1) / 0.001    and    (step from logit to next logit) / 0.3.
+
+    Where lengths say little, acceptance is drawn towards that of the positions beside. Beyond the
+    longest block it is that of its last position.
 
     Args:
         accepted_lengths: by γ, tokens emitted per round, the target's own included.
@@ -83,25 +93,70 @@ def conditional_acceptance(accepted_lengths: Mapping[int, float], gamma: int = 0
         float64 [the larger of both], acceptance given that of all before; within [0.001, 0.999].
 
     Raises:
-        ValueError: it is empty, a γ is below 1, or a longer block emits less.
+        ValueError: it is empty, a γ is below 1, or a longer block emits less or no finite number.
     """
     if not accepted_lengths:
         raise ValueError("accepted_lengths is empty")
-    conditional: list[float] = []
-    survival, known = 1.0, 1.0
+    known = 1.0
     for block, length in sorted(accepted_lengths.items()):
-        positions = checks.whole("accepted_lengths", block, least=1) - len(conditional)
-        if not length >= known:
-            raise ValueError(f"accepted_lengths falls to {length} at γ = {block}")
-        low, high = 0.001, 0.999
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            more = survival * (middle ** np.arange(1, positions + 1)).sum()
-            low, high = (middle, high) if more < length - known else (low, middle)
-        conditional += [low] * positions
-        survival, known = survival * low**positions, float(length)
-    conditional += conditional[-1:] * (gamma - len(conditional))
-    return np.array(conditional)
+        checks.whole("accepted_lengths", block, least=1)
+        if not known <= length < np.inf:
+            raise ValueError(f"accepted_lengths goes from {known} to {length} at γ = {block}")
+        known = float(length)
+    blocks = np.array(sorted(accepted_lengths))
+    lengths = np.array([accepted_lengths[block] for block in blocks.tolist()], dtype=np.float64)
+    fitted = np.clip(_sigmoid(_fit_logits(blocks, lengths)), _LEAST, _MOST)
+    return np.append(fitted, np.repeat(fitted[-1:], max(gamma - fitted.size, 0)))
+
+
+def _fit_logits(blocks: npt.NDArray[np.int64], lengths: Floats) -> Floats:
+    """[γ] of the longest block, by damped Gauss-Newton steps (Levenberg's); see above.
+
+    Args:
+        blocks, lengths: [B], γ rising.
+    """
+    positions = np.arange(blocks[-1])
+    within = positions < blocks[:, None]  # [B, γ]
+    smooth = np.diff(np.eye(positions.size), axis=0) / _LOGIT_STEP
+
+    def residuals(logits: Floats) -> Floats:
+        survival = within * np.cumprod(_sigmoid(logits))
+        errors = (1 + survival.sum(axis=1)) / lengths - 1
+        return np.concatenate([errors / _LENGTH_ERROR, smooth @ logits])
+
+    def jacobian(logits: Floats) -> Floats:
+        accepts = _sigmoid(logits)
+        survival = within * np.cumprod(accepts)
+        later = np.cumsum(survival[:, ::-1], axis=1)[:, ::-1]  # of this position and beyond
+        errors = later * (1 - accepts) / lengths[:, None]
+        return np.concatenate([errors / _LENGTH_ERROR, smooth])
+
+    bound = float(np.log(_MOST / _LEAST))
+    logits, damping = np.full(positions.size, _constant_logit(blocks[-1], lengths[-1])), 1.0
+    found = residuals(logits)
+    for _ in range(_ROUNDS):
+        slopes = jacobian(logits)
+        curvature = slopes.T @ slopes + damping * np.eye(positions.size)
+        tried = np.clip(logits - np.linalg.solve(curvature, slopes.T @ found), -bound, bound)
+        following = residuals(tried)
+        if following @ following <= found @ found:
+            moved = np.abs(tried - logits).max()
+            logits, found, damping = tried, following, damping / 4
+            if moved < 1e-9:
+                break
+        else:
+            damping *= 4
+    return logits
+
+
+def _constant_logit(positions: int, length: float) -> float:
+    """Of the acceptance that, the same at every position, gives this length."""
+    low, high = _LEAST, _MOST
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        more = 1 + (middle ** np.arange(1, positions + 1)).sum() < length
+        low, high = (middle, high) if more else (low, middle)
+    return float(np.log(low / (1 - low)))
 
 
 def _centers(conditional: Floats, sharpness: float) -> Floats:

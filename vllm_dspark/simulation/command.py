@@ -4,57 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from vllm_dspark import __version__
+from vllm_dspark.outputs import make_ready, replacing
 from vllm_dspark.scheduler.cost_model import CostModel
 from vllm_dspark.scheduler.depth import Goal
-from vllm_dspark.simulation import planning, tables
+from vllm_dspark.simulation import inputs, planning, tables
 from vllm_dspark.simulation.acceptance import Drafter, conditional_acceptance
 from vllm_dspark.simulation.engine import LAUNCH_MS, Engine
 from vllm_dspark.simulation.fitting import Fit, fit_engine
 from vllm_dspark.simulation.loads import MOST_REPLICAS
-from vllm_dspark.simulation.measured import Measured, read_sweep
+from vllm_dspark.simulation.measured import Measured
+from vllm_dspark.simulation.options import Options, SimulationError
 from vllm_dspark.simulation.validation import validate
 from vllm_dspark.simulation.workload import Lengths
 
 Printable = Table | str
 _NAMED = ("device", "vllm", "dtype", "ranks")  # of a profile's key, in the line about it
+_ACCEPTANCE = "Fix: --acceptance 0.8,0.7,…, or a sweep with arms of fixed γ"
+_FITTED = "Fix: a sweep with an arm without speculation and arms of fixed γ"
 DEFAULT_CONCURRENCIES = (1, 4, 16, 64, 128, 256)
-
-
-class SimulationError(ValueError):
-    """What was asked for cannot be simulated; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line gave; None is not given."""
-
-    profile: Path | None = None
-    sweep: Path | None = None
-    acceptance: Sequence[float] = ()
-    sharpness: float = 1.0
-    noise: float = 0.5
-    overconfidence: float = 0.0
-    concurrency: Sequence[float] = ()
-    rate: Sequence[float] = ()
-    gpus: int = 1
-    prompt: int = 64
-    output: int | None = None
-    fixed: Sequence[int] = ()
-    floor: float | None = None  # tok/s per user
-    requests: int = 8
-    seconds: float = 60.0
-    most_requests: int = 256
-    launch_ms: float | None = None
-    seed: int = 0
-    json: Path | None = None
-    plot: Path | None = None
+DEFAULT_MAX_NUM_SEQS = 256
 
 
 def plan(options: Options) -> Iterator[Printable]:
@@ -64,13 +38,17 @@ def plan(options: Options) -> Iterator[Printable]:
         Lines and tables to print.
 
     Raises:
-        SimulationError: see there.
+        SimulationError, OutputError: see there.
     """
+    _check_outputs(options)
     kind: planning.LoadKind = "rate" if options.rate else "concurrency"
-    if options.rate and options.concurrency:
-        raise SimulationError("give a concurrency or a rate, not both")
     measured = _measured(options)
     drafter = _drafter(options, measured, None)
+    if options.fixed and max(options.fixed) > drafter.gamma:
+        raise SimulationError(
+            f"--fixed must lie in 1..{drafter.gamma}, got {max(options.fixed)}. Fix: at most as "
+            f"many as acceptance is known of"
+        )
     engine, source = _engine(options, measured, drafter)
     lengths = measured.lengths if measured and options.output is None else None
     floor = options.floor
@@ -85,14 +63,16 @@ def plan(options: Options) -> Iterator[Printable]:
     )  # fmt: skip
     yield source
     if measured and not options.acceptance:
-        yield from _extrapolated(measured)
+        yield from _extrapolated(options, measured)
     yield f"conditional acceptance: {' '.join(f'{c:.2f}' for c in drafter.conditional)}"
     if options.gpus > 1:
         yield _fleet_line(kind, options.gpus)
     loads = options.rate or options.concurrency or DEFAULT_CONCURRENCIES
     points = list(planning.sweep(task, kind, loads))
     yield tables.plan_table(points)
-    _write(options.json, {"engine": source, "points": [point.to_dict() for point in points]})
+    yield from tables.plan_notes(points, engine.most_requests)
+    kept = {"engine": source, "max_num_seqs": engine.most_requests}
+    _write(options.json, {**kept, "points": [point.to_dict() for point in points]})
     if options.plot is not None:
         yield _draw(points, options.plot)
 
@@ -104,17 +84,18 @@ def check(options: Options) -> Iterator[Printable]:
         Lines and tables to print.
 
     Raises:
-        SimulationError: see there.
+        SimulationError, OutputError: see there.
     """
+    _check_outputs(options)
     measured = _measured(options)
     if measured is None:
         raise SimulationError("validation needs a sweep. Fix: --sweep FILE")
-    gammas = _gammas(measured)
+    gammas = _gammas(options, measured)
     fitted = (0, *sorted({*gammas[::2], gammas[-1]}))
     drafter = _drafter(options, measured, fitted)
-    fit = fit_engine(measured, fitted, drafter, options.seed)
+    fit = _fit(options, measured, fitted, drafter)
     yield _fit_line(fit, fitted)
-    yield from _extrapolated(measured)
+    yield from _extrapolated(options, measured)
     rows = validate(measured, fit, drafter, fitted, options.seed + 1)
     yield tables.validation_table(rows)
     yield tables.validation_line(rows)
@@ -122,22 +103,29 @@ def check(options: Options) -> Iterator[Printable]:
     _write(options.json, figures)
 
 
+def _check_outputs(options: Options) -> None:
+    if options.json is not None:
+        make_ready("--json", options.json)
+    if options.plot is not None:
+        make_ready("--plot", options.plot, (".png",))
+
+
 def _measured(options: Options) -> Measured | None:
     if options.sweep is None:
         return None
-    return read_sweep(_read(options.sweep), options.prompt)
+    return inputs.sweep(options.sweep, options.prompt)
 
 
-def _gammas(measured: Measured) -> list[int]:
+def _gammas(options: Options, measured: Measured) -> list[int]:
     gammas = sorted({arm.gamma for arm in measured.arms if arm.kind == "fixed"})
     if not gammas:
-        raise SimulationError("the sweep has no arm of a fixed γ")
+        raise SimulationError(f"--sweep {options.sweep}: it has no arm of a fixed γ. {_FITTED}")
     return gammas
 
 
-def _extrapolated(measured: Measured) -> Iterator[str]:
+def _extrapolated(options: Options, measured: Measured) -> Iterator[str]:
     """A line about what no fixed arm of the sweep tells of, if there is anything."""
-    longest = _gammas(measured)[-1]
+    longest = _gammas(options, measured)[-1]
     if longest < measured.gamma:
         yield (
             f"the sweep has arms of γ = {measured.gamma}, but no fixed one beyond {longest}: later "
@@ -153,34 +141,39 @@ def _drafter(options: Options, measured: Measured | None, gammas: Sequence[int] 
             raise SimulationError(
                 "nothing says what is accepted. Fix: --acceptance 0.8,0.7,… or --sweep FILE"
             )
-        lengths = measured.accepted_lengths(_gammas(measured) if gammas is None else gammas)
-        conditional = conditional_acceptance(lengths, measured.gamma)
+        known = _gammas(options, measured) if gammas is None else gammas
+        lengths = measured.accepted_lengths(known)
+        with inputs.blaming(f"--sweep {options.sweep}", _ACCEPTANCE):
+            conditional = conditional_acceptance(lengths, measured.gamma)
     return Drafter(conditional, options.sharpness, options.noise, options.overconfidence)
 
 
 def _engine(options: Options, measured: Measured | None, drafter: Drafter) -> tuple[Engine, str]:
     """And where its costs come from."""
     given_ms = LAUNCH_MS if options.launch_ms is None else options.launch_ms
+    slots = options.max_num_seqs
+    if slots is None:
+        slots = measured.most_requests if measured else DEFAULT_MAX_NUM_SEQS
     if options.profile is not None:
-        text = _read(options.profile)
-        try:
-            key = dict(json.loads(text)["key"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise SimulationError(f"{options.profile} holds no cost profile: {error!r}") from None
-        cost = CostModel.from_json(text, key)
+        cost, key = inputs.profile(options.profile)
         if cost.gamma < drafter.gamma:
             raise SimulationError(
-                f"the profile knows up to {cost.gamma} drafts, acceptance was given of "
-                f"{drafter.gamma}"
+                f"--profile {options.profile}: the profile knows up to {cost.gamma} drafts, "
+                f"acceptance was given of {drafter.gamma}. Fix: --acceptance of {cost.gamma}"
             )
         named = ", ".join(f"{name} {key[name]}" for name in _NAMED if name in key)
-        return Engine(cost, given_ms, options.most_requests), f"costs: a profile, {named or key}"
+        return Engine(cost, given_ms, slots), f"costs: a profile, {named or key}"
     if measured is not None:
-        gammas = (0, *_gammas(measured))
-        fit = fit_engine(measured, gammas, drafter, options.seed)
-        return fit.engine, _fit_line(fit, gammas)
+        gammas = (0, *_gammas(options, measured))
+        fit = _fit(options, measured, gammas, drafter)
+        return Engine(fit.engine.cost, fit.engine.launch_ms, slots), _fit_line(fit, gammas)
     cost = CostModel.default(drafter.gamma)
-    return Engine(cost, given_ms, options.most_requests), "costs: a guess, an 8B model on one H200"
+    return Engine(cost, given_ms, slots), "costs: a guess, an 8B model on one H200"
+
+
+def _fit(options: Options, measured: Measured, gammas: Sequence[int], drafter: Drafter) -> Fit:
+    with inputs.blaming(f"--sweep {options.sweep}", _FITTED):
+        return fit_engine(measured, gammas, drafter, options.seed)
 
 
 def _fit_line(fit: Fit, gammas: Sequence[int]) -> str:
@@ -198,24 +191,20 @@ def _fleet_line(kind: planning.LoadKind, gpus: int) -> str:
     return f"{gpus} GPUs: {few} simulated behind a least-loaded router, their sum scaled up"
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise SimulationError(f"cannot read {path}: {error.strerror}") from None
-
-
 def _write(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         kept = {"vllm_dspark": __version__, **figures}
-        path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def _draw(points: Sequence[planning.Point], path: Path) -> str:
     from vllm_dspark.simulation.plots import draw
 
     try:
-        draw(points, path)
+        with replacing(path) as partial:
+            draw(points, partial)
     except ImportError:
         raise SimulationError(
             'a picture needs matplotlib. Fix: pip install "vllm-dspark[bench]"'

@@ -85,7 +85,8 @@ def _fixed_arm(measured: Measured, gamma: int) -> MeasuredArm:
     for arm in measured.arms:
         if arm.kind == kind and arm.gamma == gamma:
             return arm
-    raise ValueError(f"the sweep has no {kind} arm of γ = {gamma}")
+    wanted = f"of fixed γ = {gamma}" if gamma else "without speculation"
+    raise ValueError(f"it has no arm {wanted}")
 
 
 def _replay(

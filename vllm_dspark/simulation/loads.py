@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,9 @@ from vllm_dspark.simulation.workload import Lengths, Request
 MAKE_REPLICA = Callable[[int], Replica]  # from a seed
 MOST_REPLICAS = 4
 WARM_SHARE = 0.25  # of the arrivals, before anything is counted
+# More waiting than before counting began, and more unfinished: as shares of what arrived since.
+_WAITING_SHARE, _UNFINISHED_SHARE = 0.02, 0.25
+_FEW_WAITING = 8  # on each GPU, as chance has it
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Result:
     verified_per_request: float  # drafts per request and step
     drafted_per_request: float
     depth_shares: dict[int, float]  # of steps
+    waiting: float = 0.0  # requests without a place when the last one arrived
+    running: float = 0.0  # those with one
+    keeps_up: bool = True  # False: more and more waited, or were unfinished
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; NaN becomes None."""
@@ -107,7 +113,7 @@ def poisson(
     random = np.random.default_rng(seed)
     gaps = random.exponential(1000 / (rate * len(replicas)), size=total)
     ended: list[Request] = []
-    counted_from, before = 0.0, 0
+    counted_from, before, backlog = 0.0, 0, (0, 0)
     arrivals = zip(np.cumsum(gaps).tolist(), lengths.draw(random), strict=False)
     for i, (now, request) in enumerate(arrivals):
         for replica in replicas:
@@ -115,10 +121,26 @@ def poisson(
         if i == int(WARM_SHARE * total):
             ended, counted_from = [], now
             before = sum(replica.totals.emitted for replica in replicas)
+            backlog = _backlog(replicas)
         min(replicas, key=lambda replica: replica.load).submit(request)
         request.arrived = now
     emitted = sum(replica.totals.emitted for replica in replicas) - before
-    return _result(replicas, ended, float(gaps.sum()) - counted_from, gpus, emitted)
+    result = _result(replicas, ended, float(gaps.sum()) - counted_from, gpus, emitted)
+    waiting, unfinished = _backlog(replicas)
+    counted = (1 - WARM_SHARE) * total
+    many = max(_WAITING_SHARE * counted, _FEW_WAITING * len(replicas))
+    return replace(
+        result,
+        waiting=waiting / len(replicas),
+        running=(unfinished - waiting) / len(replicas),
+        keeps_up=waiting - backlog[0] <= many
+        and unfinished - backlog[1] <= _UNFINISHED_SHARE * counted,
+    )
+
+
+def _backlog(replicas: Sequence[Replica]) -> tuple[int, int]:
+    """Requests that wait for a place, and those and the running ones."""
+    return sum(r.waiting for r in replicas), sum(r.load for r in replicas)
 
 
 def _run_until(replica: Replica, now: float) -> list[Request]:

@@ -74,16 +74,21 @@ def read_sweep(text: str, prompt: int, temperature: float | None = None) -> Meas
         temperature: one of the sweep's; the highest if None.
 
     Raises:
-        ValueError: it is no sweep, or has no runs at that temperature.
+        ValueError: it is no sweep, and what it is, or has no runs at that temperature.
     """
     try:
         data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    if not isinstance(data, dict) or not {"settings", "arms"} <= data.keys():
+        raise ValueError(f"a sweep is an object of settings and arms, this is {held(data)}")
+    try:
         settings, arms = data["settings"], data["arms"]
         runs = {name: arm["runs"] for name, arm in arms.items()}
         found = {run["temperature"] for several in runs.values() for run in several}
         wanted = max(found, default=0.0) if temperature is None else temperature
         if wanted not in found:
-            raise ValueError(f"the sweep has no runs at temperature {wanted:g}")
+            raise ValueError(f"it has no runs at temperature {wanted:g}")
         kept = {n: [r for r in rs if r["temperature"] == wanted] for n, rs in runs.items()}
         return Measured(
             temperature=float(wanted),
@@ -92,8 +97,17 @@ def read_sweep(text: str, prompt: int, temperature: float | None = None) -> Meas
             most_context=int(settings["max_model_len"]),
             arms=tuple(_arm(name, arms[name], rs) for name, rs in kept.items() if rs),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this is no sweep: {error!r}") from None
+    except KeyError as error:
+        raise ValueError(f"its settings, an arm or a run lack {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its settings or arms are not those of a sweep: {error}") from None
+
+
+def held(data: Any) -> str:
+    """What a JSON has at the top, for errors."""
+    if not isinstance(data, dict):
+        return f"a {type(data).__name__}"
+    return f"one of {', '.join(list(data)[:6])}" if data else "an empty one"
 
 
 def _lengths(prompt: int, settings: Mapping[str, Any]) -> Lengths:
@@ -123,11 +137,17 @@ def _cell(concurrency: int, runs: list[Mapping[str, Any]]) -> Cell:
         values = [run[name] for run in runs if run.get(name) is not None]
         return sum(values) / len(values) if values else None
 
+    def known(name: str) -> float:
+        value = mean(name)
+        if not value:
+            raise ValueError(f"its runs at concurrency {concurrency} lack {name}")
+        return value
+
     return Cell(
         concurrency=concurrency,
         requests=runs[0]["prompts"],
-        seconds=mean("seconds") or 0.0,
-        tokens_per_second=mean("tokens_per_second") or 0.0,
+        seconds=known("seconds"),
+        tokens_per_second=known("tokens_per_second"),
         accepted_length=mean("accepted_length"),
         verified_per_request=mean("verified_per_request"),
     )

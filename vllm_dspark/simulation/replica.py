@@ -77,6 +77,11 @@ class Replica:
         """Requests that run or wait."""
         return len(self._waiting) + int((self._output > 0).sum())
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
     def submit(self, request: Request) -> None:
         """A request arrives, now."""
         request.arrived = self.clock

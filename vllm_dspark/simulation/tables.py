@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,12 +15,14 @@ LOADS: dict[LoadKind, str] = {
     "concurrency": "in flight per GPU",
     "rate": "requests/s per GPU",
 }
+BEHIND = "*"  # the mark of those that do not keep up
 _COLUMNS = ("tok/s", "/user", "first ms", "emitted", "verified", "drafted")
 
 
 def plan_table(points: Sequence[Point]) -> Table:
     """Loads and policies downwards, figures across: tok/s of all and of one user, ms to the first
-    token, tokens emitted a round, drafts. The fastest of each load is bold.
+    token, tokens emitted a round, drafts. The fastest of each load is bold; * is a policy that does
+    not keep up.
 
     Args:
         points: by load, at least one.
@@ -28,8 +30,8 @@ def plan_table(points: Sequence[Point]) -> Table:
     gpus = points[0].result.gpus
     of = "one GPU" if gpus == 1 else f"all {gpus} GPUs"
     title = f"Simulated, tok/s of {of}; load is {LOADS[points[0].kind]}"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    table.add_column("load", justify="right")
+    table = _table(title)
+    table.add_column("load", justify="right", no_wrap=True)
     table.add_column("policy", no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
@@ -46,18 +48,47 @@ def plan_table(points: Sequence[Point]) -> Table:
             (result.verified_per_request, 2),
             (result.drafted_per_request, 2),
         )
+        mark = "" if result.keeps_up else f" {BEHIND}"
         table.add_row(
-            f"{p.load:g}", p.policy, *(_number(*figure) for figure in figures),
+            f"{p.load:g}", p.policy + mark, *(_number(*figure) for figure in figures),
             style="bold" if result.tokens_per_second == best[p.load] else "",
             end_section=following is not None and following.load != p.load,
         )  # fmt: skip
     return table
 
 
+def plan_notes(points: Sequence[Point], most_requests: int) -> Iterator[str]:
+    """What the table's figures do not mean: loads that policies do not keep up with, and more in
+    flight than an engine runs at once.
+
+    Args:
+        points: by load, at least one.
+        most_requests: that an engine runs at once.
+    """
+    behind: dict[float, list[str]] = {}
+    for p in points:
+        if not p.result.keeps_up:
+            left = f"{p.result.waiting:.0f} waiting, {p.result.running:.0f} running"
+            behind.setdefault(p.load, []).append(f"{p.policy} ({left})")
+    for load, policies in behind.items():
+        yield (
+            f"{BEHIND} does not keep up with {load:g} requests/s per GPU, so that its figures tell "
+            f"of --seconds too, above all first ms; per GPU at the end: {', '.join(policies)}. "
+            f"Fix: a lower --rate, or more --seconds where nothing waits"
+        )
+    crowded = [p.load for p in points if p.kind == "concurrency" and p.load > most_requests]
+    if crowded:
+        loads = ", ".join(f"{load:g}" for load in dict.fromkeys(crowded))
+        yield (
+            f"at {loads} in flight no more than {most_requests} run at once, the others wait, and "
+            f"first ms holds their wait. Fix: --max-num-seqs, if the engine has room for more"
+        )
+
+
 def validation_table(rows: Sequence[Row]) -> Table:
     """Arms and concurrencies downwards; what lies beyond the bar in bold."""
     title = "Simulated against measured tok/s; drafts verified per request and step"
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = _table(title)
     table.add_column("arm")
     for column in ("load", "measured", "simulated", "ratio", "verified", "simulated"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -89,6 +120,11 @@ def validation_line(rows: Sequence[Row]) -> str:
     ]
     fitted = len(misses([row for row in rows if row.fitted]))
     return f"predicted within {BAR:.0%}: {'; '.join(counts)}. Fitted beyond it: {fitted}"
+
+
+def _table(title: str) -> Table:
+    """Narrow enough for 80 columns."""
+    return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _number(value: float, digits: int) -> str:
