@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,13 @@ def read(options: Any) -> DSparkConfig:
 
 @pytest.mark.parametrize(
     "additional_config",
-    [{}, {"dspark": {}}, {"other_plugin": {"enabled": False}}, None, "a string", ["dspark"]],
+    [
+        {},
+        {"dspark": {}},
+        {"other_plugin": {"enabled": False}},
+        None,
+        pytest.param(SimpleNamespace(compute_hash=lambda: "theirs"), id="another plugin's object"),
+    ],
     ids=str,
 )
 def test_absent_options_are_all_defaults(additional_config: Any) -> None:

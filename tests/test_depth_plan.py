@@ -110,7 +110,7 @@ OBSTACLES: dict[str, dict[str, Any]] = {
         "speculative_config__num_speculative_tokens_per_batch_size": [(1, 8, 3), (9, 64, 0)]
     },
     "scheduler_cls": {"scheduler_config__scheduler_cls": "somebody.Scheduler"},
-    "additional_config": {"additional_config": "something"},
+    "additional_config": {"additional_config": SimpleNamespace(compute_hash=lambda: "theirs")},
     "pipeline": {"parallel_config__pipeline_parallel_size": 2},
     "data-parallel": {"parallel_config__data_parallel_size": 2, "model_config__is_moe": True},
     "connector": {"kv_transfer_config": object()},

@@ -179,13 +179,14 @@ def test_decision_travels_with_the_config(
 @pytest.mark.usefixtures("cuda")
 def test_decision_that_cannot_travel_is_not_made() -> None:
     """vLLM lets additional_config be any object that has a hash."""
+    theirs = SimpleNamespace(compute_hash=lambda: "something else")
     vllm_config = engine()
-    vllm_config.additional_config = "something else"
+    vllm_config.additional_config = theirs
     decided = make_plan(vllm_config, DSparkConfig(), HEAD)
     assert not decided.adaptive
     settle(vllm_config, decided)
-    assert vllm_config.additional_config == "something else"
-    assert DSparkConfig.from_additional_config("something else").verification != "adaptive"
+    assert vllm_config.additional_config is theirs
+    assert DSparkConfig.from_additional_config(theirs).verification != "adaptive"
 
 
 def test_every_obstacle_is_reported_once() -> None:

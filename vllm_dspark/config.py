@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import functools
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -143,11 +145,25 @@ class DSparkConfig(BaseModel):
     def from_additional_config(cls, additional_config: Any) -> DSparkConfig:
         """Read the `dspark` entry of vLLM's `additional_config`; absent means all defaults.
 
+        Where it is absent and another entry's name is close to `dspark`, a warning is logged. None
+        is an empty object, and an object of another plugin's that has a hash, which vLLM takes
+        too, has no entries.
+
         Raises:
-            DSparkConfigError: an unknown key (the nearest valid one is named) or a value of
-                the wrong type.
+            DSparkConfigError: `additional_config` or its entry is no object, an unknown key (the
+                nearest valid one is named) or a value of the wrong type.
         """
-        if not isinstance(additional_config, Mapping) or "dspark" not in additional_config:
+        if not isinstance(additional_config, Mapping):
+            if additional_config is None or hasattr(additional_config, "compute_hash"):
+                return cls()
+            raise DSparkConfigError(
+                f"additional_config is {additional_config!r}; needed is an object, such as "
+                '{"dspark": {"depth": 2}}.'
+            )
+        if "dspark" not in additional_config:
+            near = misspelt(additional_config)
+            if near is not None:
+                _warn_of(near)
             return cls()
         options = additional_config["dspark"]
         if not isinstance(options, Mapping):
@@ -195,6 +211,25 @@ class DSparkConfig(BaseModel):
             raise _contradiction(*goals)
         if self.depth != "auto" and goals:
             raise _contradiction(f"depth is {self.depth}", f"{goals[0]}, which chooses it")
+
+
+def misspelt(keys: Iterable[Any]) -> str | None:
+    """The key that was probably meant to be `dspark`, None if none is close to it.
+
+    Keys like no such word are other plugins'.
+    """
+    folded = {key.lower(): key for key in keys if isinstance(key, str)}
+    near = difflib.get_close_matches("dspark", folded, n=1)
+    return folded[near[0]] if near else None
+
+
+@functools.cache  # the options are read in many places of a process
+def _warn_of(key: str) -> None:
+    logging.getLogger("vllm.dspark").warning(
+        "vllm-dspark: additional_config has %r and no 'dspark', so all options are at their "
+        "defaults. Fix: 'dspark', if that is what was meant.",
+        key,
+    )
 
 
 def _contradiction(one: str, other: str) -> DSparkConfigError:
