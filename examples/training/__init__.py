@@ -13,5 +13,6 @@ Run it from the repository root as `python -m examples.training --help`. One ide
     loss        cross-entropy, total variation, confidence
     distill     the drafter's training
     export      checkpoints in the published format
+    placing     a new pair in the place of an old one, whole
     evaluate    speculative decoding in plain torch, the figures and the equality
 """

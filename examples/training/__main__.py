@@ -10,17 +10,28 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from vllm_dspark.heads import HEADS
+
 from .corpus import Split, load_corpus
 from .distill import GENERATED_SHARE
 from .evaluate import chat_prompts, evaluate, greedy, text_prompts
 from .export import folder_bytes, load_drafter, read_record, write_record
-from .pipeline import Limits, make_drafters, make_streams, make_target, make_tokenizer
+from .pipeline import (
+    WITHOUT_MARKOV,
+    Limits,
+    make_drafters,
+    make_streams,
+    make_target,
+    make_tokenizer,
+)
+from .placing import PlaceError, placed, require_place
 from .presets import PRESETS
 from .stream import documents, token_stream
 from .target import load_target
 from .tokenizer import load_tokenizer
 
 disable_progress_bar()
+PLACE = ("out", "overwrite")  # options that say where, not what
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
@@ -40,7 +51,7 @@ def command_line(context: typer.Context) -> str:
         source = context.get_parameter_source(name)
         if name == "text" and value is not None:
             words.append("--text DIR")
-        elif name != "out" and source is not None and source.name == "COMMANDLINE":
+        elif name not in PLACE and source is not None and source.name == "COMMANDLINE":
             option = "--" + name.replace("_", "-").removesuffix("-after")
             if isinstance(value, bool):
                 words.append(option if value else "--no-" + option[2:])
@@ -77,17 +88,30 @@ def train(
     ] = None,
     seed: int = 0,
     device: str = "auto",
+    overwrite: Annotated[bool, typer.Option(help="replace the pair in OUT, at the end")] = False,
     reuse_target: Annotated[bool, typer.Option(help="train drafters for OUT's target")] = False,
     compile_target: Annotated[bool, typer.Option(help="torch.compile the target")] = False,
     evaluate_after: Annotated[bool, typer.Option("--evaluate/--no-evaluate")] = True,
 ) -> None:
-    """Make a target and its drafters from nothing, and measure them."""
+    """Make a target and its drafters from nothing, and measure them.
+
+    OUT stays as it is until all of them are trained.
+    """
     if preset not in PRESETS:
         raise typer.BadParameter(f"{preset!r} is none of {', '.join(PRESETS)}")
     chosen = PRESETS[preset]
     if draft_layers is not None:
         chosen = replace(chosen, draft_layers=draft_layers)
+    names = tuple(heads.split(",")) if heads else chosen.heads
+    if unknown := [name for name in names if name not in (*HEADS, WITHOUT_MARKOV)]:
+        known = ", ".join((*HEADS, WITHOUT_MARKOV))
+        raise typer.BadParameter(f"--heads {','.join(unknown)}: known are {known}")
     folder = Path("examples") / preset if out is None else out
+    try:
+        require_place(folder, overwrite=overwrite, reuse_target=reuse_target)
+    except PlaceError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
     where = pick_device(device)
     corpus = load_corpus(chosen.corpus_megabytes if corpus_mb is None else corpus_mb, text)
     print(f"corpus: {corpus.num_files} files, {corpus.num_bytes / 1e6:.1f} MB", flush=True)
@@ -100,13 +124,13 @@ def train(
         draft_batch_size=draft_batch_size or chosen.draft_batch_size,
         command=command_line(context),
     )
-    if not reuse_target:
-        make_tokenizer(chosen, corpus, folder)
-    streams = make_streams(corpus, folder, where, seed)
-    if not reuse_target:
-        make_target(chosen, corpus, streams, folder, limits, seed, compile_target)
-    names = tuple(heads.split(",")) if heads else chosen.heads
-    make_drafters(chosen, streams, folder, names, limits, seed, generated_share)
+    with placed(folder, keep_drafters=reuse_target) as work:
+        if not reuse_target:
+            make_tokenizer(chosen, corpus, work)
+        streams = make_streams(corpus, work, where, seed)
+        if not reuse_target:
+            make_target(chosen, corpus, streams, work, limits, seed, compile_target)
+        make_drafters(chosen, streams, work, names, limits, seed, generated_share)
     if evaluate_after:
         measure(folder, corpus.held_out, text=24, chat=8, tokens=128)
     size = folder_bytes(folder)
@@ -122,13 +146,20 @@ def evaluate_command(
     text: Annotated[int, typer.Option(min=1, help="pieces of held-out text")] = 24,
     chat: Annotated[int, typer.Option(min=1, help="held-out questions")] = 8,
     tokens: Annotated[int, typer.Option(min=2, help="per continuation")] = 128,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="the figures into FOLDER's training.json")
+    ] = True,
 ) -> None:
     """Measure exported drafters on the CPU and enter the figures into `training.json`."""
-    measure(folder, load_corpus(corpus_mb).held_out, text=text, chat=chat, tokens=tokens)
+    held_out = load_corpus(corpus_mb).held_out
+    measure(folder, held_out, text=text, chat=chat, tokens=tokens, write=write)
 
 
-def measure(folder: Path, held_out: Split, *, text: int, chat: int, tokens: int) -> None:
-    """Evaluate every drafter in `folder`, print the figures, keep them in `training.json`."""
+def measure(
+    folder: Path, held_out: Split, *, text: int, chat: int, tokens: int, write: bool = True
+) -> None:
+    """Evaluate every drafter in `folder` and print the figures; with `write` they are kept in its
+    `training.json`."""
     cpu = torch.device("cpu")
     torch.set_num_threads(min(4, torch.get_num_threads()))  # more only wait for each other here
     tokenizer = load_tokenizer(folder)
@@ -151,7 +182,8 @@ def measure(folder: Path, held_out: Split, *, text: int, chat: int, tokens: int)
             figures[kind] = evaluate(target, drafter, group, references[kind])
             show(f"{name} {kind}", figures[kind])
         record.setdefault("drafters", {}).setdefault(name, {})["speculative_decoding"] = figures
-    write_record(folder, record)
+    if write:
+        write_record(folder, record)
 
 
 def show(label: str, figures: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,12 +55,7 @@ class Streams:
 
 
 def make_tokenizer(preset: Preset, corpus: Corpus, folder: Path) -> None:
-    """Train the tokenizer and write it to `folder`, which is cleared of drafters.
-
-    They fit the target they were trained for alone.
-    """
-    for stale in folder.glob("dspark*"):
-        shutil.rmtree(stale)
+    """Train the tokenizer and write it to `folder`."""
     tokenizer = train_tokenizer(corpus.train.texts, preset.vocab_size)
     save_tokenizer(tokenizer, folder, preset.max_positions)
 
