@@ -68,7 +68,7 @@ def dense(ids: torch.Tensor, logprobs: torch.Tensor, words: int) -> torch.Tensor
 def watched(llm: Any) -> Iterator[Watch]:
     """Watches an engine that drafts from candidates."""
     watch, runner = Watch(), runner_of(llm)
-    drafter, verifier = runner.speculator.kernels._drafter, runner.rejection_sampler._verifier
+    drafter, verifier = runner.speculator.kernels._drafter, runner.rejection_sampler.verifier
     draw, verify = drafter.draw, verifier.verify
 
     def watched_draw(*arguments: Any) -> None:

@@ -136,7 +136,7 @@ def test_every_draft_is_judged_by_what_it_was_drawn_from(vanilla: Any) -> None:
 @pytest.mark.parametrize("dimension", [0, 1], ids=["request", "position"])
 def test_the_watch_finds_proposals_that_are_mixed_up(vanilla: Any, dimension: int) -> None:
     """With those of the next request, or of the next position, in their place."""
-    verifier = runner_of(vanilla).rejection_sampler._verifier
+    verifier = runner_of(vanilla).rejection_sampler.verifier
     with watched(vanilla) as watch:
         verify = verifier.verify
 
@@ -159,7 +159,7 @@ def test_processed_requests_may_be_verified_some_after_others(
         whole = tokens(run(vanilla, requests))
         monkeypatch.setattr(rejection, "get_max_chunk_logits", lambda words: 1)
         calls: list[int] = []
-        verifier = runner_of(vanilla).rejection_sampler._verifier
+        verifier = runner_of(vanilla).rejection_sampler.verifier
         verify = verifier.verify
 
         def counted(batch: Any, *others: Any) -> Any:

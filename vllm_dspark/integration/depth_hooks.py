@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from vllm_dspark.integration.depth_plan import DepthPlan
-from vllm_dspark.integration.draft_depth import DraftDepth
+from vllm_dspark.integration.draft_depth import DraftDepth, of_one_length
 from vllm_dspark.integration.input_kernels import inputs_compiled
 from vllm_dspark.integration.rejection import KernelRejectionSampler
 from vllm_dspark.integration.step_clock import DeviceClock, HostClock
 from vllm_dspark.integration.step_meter import StepMeter
 from vllm_dspark.integration.step_report import EVERY, Startup, attach_report, take_plan
+from vllm_dspark.integration.verify_kernels import verification_compiled
 
 
 class DepthHooks:
@@ -23,12 +25,23 @@ class DepthHooks:
     model_runner: Any
     meter: StepMeter | None = None
 
+    def load_model(self, *args: Any, **options: Any) -> None:
+        """The model is there, and the drafter can look what graphs the target has."""
+        super().load_model(*args, **options)  # type: ignore[misc]  # the worker has it
+        runner = self.model_runner
+        if isinstance(runner.speculator, DraftDepth):
+            runner.speculator.target_graphs = lambda: runner.cudagraph_manager
+
     def compile_or_warm_up_model(self) -> Any:
-        """Start-up's last part; see vLLM's. Nothing is left to compile while serving."""
-        speculator = self.model_runner.speculator
-        if not isinstance(speculator, DraftDepth):
-            return super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
-        with inputs_compiled(speculator.plan):
+        """Start-up's last part; see vLLM's. Where it warms kernels up, none that lays out a draft
+        pass or verifies drafts by us is left to compile, whatever requests will ask for."""
+        runner = self.model_runner
+        with ExitStack() as warming_up:
+            if isinstance(runner.speculator, DraftDepth):
+                warming_up.enter_context(inputs_compiled(runner.speculator.plan))
+            if isinstance(runner.rejection_sampler, KernelRejectionSampler):
+                verifier = runner.rejection_sampler.verifier
+                warming_up.enter_context(verification_compiled(verifier))
             return super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
 
     def execute_model(self, scheduler_output: Any) -> Any:
@@ -70,21 +83,13 @@ def make_meter(runner: Any) -> StepMeter:
 
 
 def _full_speed_depths(runner: Any) -> tuple[int, ...]:
-    """Depths whose drafts the target can verify at the price of their number.
-
-    Full CUDA graphs are captured for γ drafts a request, or for any mix of lengths where the
-    attention backends can replay that. Where they cannot, a step with fewer drafts would leave its
-    graph, and costs more than it saves.
-    """
+    """Depths whose drafts the target can verify at the price of their number: see `plan_within`."""
     speculator = runner.speculator
     if not isinstance(speculator, DraftDepth):
         return (runner.num_speculative_steps,)
-    graphs = runner.cudagraph_manager
-    if graphs is not None and graphs.cudagraph_mode.has_full_cudagraphs():
-        of_one_length = graphs.cudagraph_mode.separate_routine() and not graphs.varlen_decode
-        if of_one_length:
-            _log_one_length(speculator.plan)
-            return (runner.num_speculative_steps,)
+    if of_one_length(runner.cudagraph_manager):
+        _log_one_length(speculator.plan)
+        return (runner.num_speculative_steps,)
     return (0, *speculator.plan.depths)
 
 

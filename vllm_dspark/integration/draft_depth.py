@@ -9,7 +9,8 @@ columns, of which the first d are written.
 
 Every depth has CUDA graphs of its own, made by vLLM's manager. A graph stores the context K/V of
 d + 1 tokens per request: what a step verifies at most once the step before had that depth. What
-there is beyond, `context_graphs` stores.
+there is beyond, `context_graphs` stores. Where the target's own graphs take steps of γ drafts a
+request alone, no other depth would pay, and none has graphs.
 
 At depth 0 the context K/V is stored and nothing is drafted, so that drafting can go on at any time
 as if it had never stopped.
@@ -18,8 +19,9 @@ as if it had never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +34,8 @@ class DraftDepth(ContextGraphs):
     """Mixed into a speculator class of vLLM's DFlash family, before it.
 
     Attributes:
-        plan: what depths there are.
+        plan: what depths there are; full blocks alone once it is known that no others are drafted.
+        target_graphs: the runner's manager of the target's graphs; None where there is none.
         drawn: drafts per request that the step in progress draws, 0 to γ; None between steps.
         idle_depth: what dummy runs draft, which name no depth; γ if None.
     """
@@ -42,7 +45,8 @@ class DraftDepth(ContextGraphs):
 
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         super().__init__(vllm_config, device)  # type: ignore[call-arg]  # vLLM's, mixed in after
-        self.plan = DepthPlan.of(vllm_config)
+        self.target_graphs: Callable[[], Any] = lambda: None
+        self.plan = self._whole_plan = DepthPlan.of(vllm_config)
         self._anchors = {
             block: torch.arange(self.max_num_reqs, device=device) * self.plan.queries(block)
             for block in self.plan.depths
@@ -110,7 +114,9 @@ class DraftDepth(ContextGraphs):
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
         """A manager for every depth. vLLM finds them among the attributes when it drops what it
-        captured to measure memory, so each has one of its own."""
+        captured to measure memory, so each has one of its own. The target's manager was made right
+        before."""
+        self.plan = plan_within(self._whole_plan, self.target_graphs())
         for block in self.plan.depths:
             with self.at_block(block):
                 super().init_cudagraph_manager(  # type: ignore[misc]  # vLLM's, as above
@@ -133,6 +139,31 @@ class DraftDepth(ContextGraphs):
         if graphs:
             seconds = time.perf_counter() - began
             _log(self.plan.depths, graphs, context, seconds, before - _free_bytes())
+
+
+def of_one_length(graphs: Any) -> bool:
+    """Whether full CUDA graphs of the target are captured for γ drafts a request alone, and not for
+    any mix of lengths, which takes attention backends that can replay it.
+
+    Args:
+        graphs: vLLM's manager of them; None where there is none.
+    """
+    if graphs is None or not graphs.cudagraph_mode.has_full_cudagraphs():
+        return False
+    return bool(graphs.cudagraph_mode.separate_routine() and not graphs.varlen_decode)
+
+
+def plan_within(plan: DepthPlan, graphs: Any) -> DepthPlan:
+    """What is left of a plan in a worker. Where the target's graphs are captured for γ drafts a
+    request alone, a step with fewer would leave them, and costs more than it saves: depth does not
+    follow the load then, and stays γ. A depth that was asked for stays what it is.
+
+    Args:
+        graphs: as in `of_one_length`.
+    """
+    if plan.varies and of_one_length(graphs):
+        return replace(plan, fixed=plan.gamma, depths=(plan.gamma,))
+    return plan
 
 
 def _graphs(block: int) -> str:

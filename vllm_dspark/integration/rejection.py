@@ -97,6 +97,7 @@ class KernelRejectionSampler(RejectionSampler):
     """In the place of a runner's own, with its sampler and its options.
 
     Attributes:
+        verifier: runs our kernels.
         verdict: of the last step that our kernels verified, on the device.
     """
 
@@ -105,7 +106,7 @@ class KernelRejectionSampler(RejectionSampler):
 
     def __init__(self, runner: Any) -> None:
         super().__init__(runner.sampler, runner.speculative_config, runner.device)
-        self._verifier = Verifier(runner.max_num_reqs, self.num_speculative_steps, runner.device)
+        self.verifier = Verifier(runner.max_num_reqs, self.num_speculative_steps, runner.device)
         self._options = DeviceOptions(runner.device)
         self._proposal = runner.speculator.proposal  # of candidates, by slot as `draft_logits` are
 
@@ -169,7 +170,7 @@ class KernelRejectionSampler(RejectionSampler):
                     batch.logits, input_batch, tokens, batch.positions, some, width
                 )
                 part = replace(part, processed=processed, processed_row=row)
-            verdicts.append(self._verifier.verify(part, method))
+            verdicts.append(self.verifier.verify(part, method))
         return Verdict.joined(verdicts)
 
     def outcomes_of(self, num_sampled: torch.Tensor) -> torch.Tensor | None:

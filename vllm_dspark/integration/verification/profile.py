@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from vllm_dspark import __version__
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.cost_cache import CostCache, cache_folder
 from vllm_dspark.integration.verification.costs import StepCosts
+from vllm_dspark.kernels.dispatch import wanted
 
 
 class ProfileSource:
@@ -92,39 +94,63 @@ def profile_source(runner: Any, mode: str) -> ProfileSource:
 
 
 def profile_key(runner: Any, config: DSparkConfig, mode: str) -> dict[str, str]:
-    """All that step times depend on: shapes, not weights; hardware; what runs them, and how."""
+    """All that step times depend on, as far as an engine is told: shapes, not weights; hardware;
+    what runs them, and how.
+
+    Args:
+        runner: its drafter is loaded, and what draws with it is chosen.
+        mode: of the verification manager.
+    """
     import torch
+    import triton
     import vllm
 
     engine = runner.vllm_config
     model, parallel, cache = engine.model_config, engine.parallel_config, engine.cache_config
     speculative, scheduler = engine.speculative_config, engine.scheduler_config
+    drafter, proposer, lora = speculative.draft_model_config, runner.speculator, engine.lora_config
     on_gpu = runner.device.type == "cuda"
-    backends = {group.backend.get_name() for groups in runner.attn_groups for group in groups}
     entries = {
         "target": _digest(model.hf_config),
-        "drafter": _digest(speculative.draft_model_config.hf_config),
+        "drafter": _digest(drafter.hf_config),
         "device": torch.cuda.get_device_name(runner.device) if on_gpu else runner.device.type,
         "vllm": vllm.__version__,
         "torch": torch.__version__,
+        "triton": triton.__version__,
         "vllm-dspark": __version__,
-        "dtype": model.dtype,
-        "quantization": model.quantization,
+        "environment": _environment(),
+        "dtype": (model.dtype, drafter.dtype),
+        "quantization": (model.quantization, drafter.quantization),
         "kv cache": f"{cache.cache_dtype}, blocks of {cache.block_size}",
-        "ranks": (parallel.tensor_parallel_size, parallel.pipeline_parallel_size),
+        "ranks": (
+            parallel.tensor_parallel_size,
+            parallel.pipeline_parallel_size,
+            parallel.prefill_context_parallel_size,
+            parallel.decode_context_parallel_size,
+            parallel.enable_expert_parallel,
+            speculative.draft_tensor_parallel_size,
+        ),
         "compilation": (
             engine.compilation_config.mode,
             engine.compilation_config.cudagraph_mode,
         ),
-        "attention": sorted(backends),
-        "lora": engine.lora_config is not None,
+        "attention": (_backends(runner.attn_groups), _backends(proposer.attn_groups)),
+        "lora": lora and (lora.max_loras, lora.max_lora_rank),
         "limits": (
             scheduler.max_num_seqs,
             scheduler.max_num_batched_tokens,
             model.max_model_len,
         ),
         "drafting": (speculative.num_speculative_tokens, speculative.draft_sample_method),
-        "depth": (config.depth, config.draft_block),
+        # On a device, what shares budgets out and what verifies follows from what was asked for.
+        "kernels": wanted(config.kernels, os.environ)[0],
+        "drawing": (
+            "reference" if proposer.kernels is None else "triton",
+            config.draft_candidates,
+            proposer.use_confidence_head,
+            proposer.peak_confidence,
+        ),
+        "depth": (config.depth, config.draft_block, proposer.plan.varies, proposer.plan.depths),
         "verification": (config.verification, mode),
         "context": config.profile_context,
     }
@@ -133,9 +159,23 @@ def profile_key(runner: Any, config: DSparkConfig, mode: str) -> dict[str, str]:
 
 def _digest(hf_config: Any) -> str:
     """Of a model's shape, by any name."""
-    shape = {k: v for k, v in hf_config.to_dict().items() if k != "_name_or_path"}
-    text = json.dumps(shape, sort_keys=True, default=str)
+    return _hash({k: v for k, v in hf_config.to_dict().items() if k != "_name_or_path"})
+
+
+def _environment() -> str:
+    """Of the variables that are set and that vLLM takes to change what it compiles."""
+    from vllm import envs
+
+    return _hash({k: v for k, v in envs.compile_factors().items() if k in os.environ})
+
+
+def _hash(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _backends(attn_groups: Any) -> list[str]:
+    return sorted({group.backend.get_name() for groups in attn_groups for group in groups})
 
 
 def _log(what: str) -> None:
