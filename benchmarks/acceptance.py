@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.arms import ArmSpec
 from benchmarks.engine_options import engine_environment, engine_options
 from benchmarks.engine_process import EngineProcess
+from benchmarks.engine_settings import fixed_settings
 from benchmarks.prompts import PromptSet
 from benchmarks.runners import speculation
 
@@ -33,7 +34,9 @@ def accepted_lengths(
 
     Raises:
         EngineError: an engine ended.
+        typer.BadParameter: `concurrency` is more than an engine without a GPU takes.
     """
+    settings = fixed_settings(concurrency, 2.0, has_gpu)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(target)
@@ -46,9 +49,9 @@ def accepted_lengths(
         }  # fmt: skip
         arm = ArmSpec(name, "fixed", gamma, config, {"dspark": {"enabled": False}})
         options = engine_options(
-            target, arm, has_gpu=has_gpu, dtype="float32", max_model_len=1024,
-            max_num_seqs=concurrency, graph_tokens=concurrency * (gamma + 1), kv_cache_gib=2.0,
-            gpu_share=0.5, seed=0,
+            target, arm, has_gpu=has_gpu, dtype=settings.dtype, max_model_len=1024,
+            max_num_seqs=concurrency, graph_tokens=concurrency * (gamma + 1),
+            kv_cache_gib=settings.kv_cache_gib, gpu_share=0.5, seed=0,
         )  # fmt: skip
         engine = EngineProcess(name, options, engine_environment(arm, has_gpu))
         try:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
+from benchmarks.engine_settings import require_dtype
+from benchmarks.errors import plain_errors
 from benchmarks.prompts import PYTHON_TEXT, load_prompts
 from benchmarks.provenance import provenance
 from benchmarks.records import write_record
@@ -105,6 +107,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 @app.command()
+@plain_errors
 def main(
     target: Annotated[Path, typer.Option(help="Folder of the target.")],
     out: Annotated[Path, typer.Option(help="Folder for JSON, table and diagram.")],
@@ -113,16 +116,21 @@ def main(
     prompts: Annotated[int, typer.Option(min=2, help="Half of them are held out.")] = 96,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request.")] = 96,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of weights and activations; on a CPU float32 alone.")
+    ] = "float32",
 ) -> None:
     """Measure, and write `calibration.json`, `.md` and `.png`."""
     import torch
 
+    has_gpu = torch.cuda.is_available()
+    require_dtype(dtype, has_gpu)
     folder = Path(find_drafter(str(target), {})) if drafter is None else drafter
     options: dict[str, Any] = {"dtype": dtype, "max_model_len": 1024}
-    if not torch.cuda.is_available():
+    if not has_gpu:
         cpu.activate()
-        options = cpu.ENGINE_OPTIONS | {"max_model_len": 1024}
+        options = cpu.ENGINE_OPTIONS | options
+    out.mkdir(parents=True, exist_ok=True)
     texts = load_prompts(dataset, str(target), prompts).texts
     sampling = Sampling(
         temperature=temperature, top_p=1.0, drafting="probabilistic" if temperature else "greedy"
@@ -146,6 +154,7 @@ def main(
         "provenance": provenance(),
         "pair": target.name,
         "temperature": temperature,
+        "dtype": artifact.dtype,
         "rounds": int(held.sum()),
         "requests": len(set(request.tolist())),
         "temperatures": list(artifact.temperatures),

@@ -26,9 +26,10 @@ import torch
 import typer
 
 from benchmarks.candidates import REGIMES
+from benchmarks.errors import plain_errors
 from benchmarks.inflation.forward import Probe, run_pair
 from benchmarks.inflation.pair import Pair, open_pair
-from benchmarks.prompts import PYTHON_TEXT, load_prompts
+from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
 from benchmarks.provenance import provenance
 from benchmarks.records import write_record
 from vllm_dspark.config import CANDIDATES
@@ -197,6 +198,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 @app.command()
+@plain_errors
 def main(
     target: Annotated[Path, typer.Option(help="Folder of a pair whose head is vanilla.")],
     out: Annotated[Path, typer.Option(help="Folder for overlap.json and overlap.md.")],
@@ -213,7 +215,14 @@ def main(
         raise typer.BadParameter(f"the drafter's head is {pair.spec.head_type}, needed is vanilla")
     tokenizer = AutoTokenizer.from_pretrained(target)
     ids = [tokenizer(text).input_ids for text in load_prompts(dataset, str(target), texts).texts]
-    prompts = torch.tensor([row[:PROMPT_TOKENS] for row in ids if len(row) >= PROMPT_TOKENS])
+    long = [row[:PROMPT_TOKENS] for row in ids if len(row) >= PROMPT_TOKENS]
+    if len(long) < 2:
+        raise PromptsError(
+            f"found {len(long)} prompts of {PROMPT_TOKENS} tokens or more, needed are two. Fix: "
+            "another --dataset, or more --texts"
+        )
+    prompts = torch.tensor(long)
+    out.mkdir(parents=True, exist_ok=True)
     sources = sources_of(pair.spec.draft_vocab_size)
     arms: dict[str, Any] = {name: {} for name in sources}
     for kind, regime in REGIMES.items():

@@ -18,8 +18,11 @@ import typer
 
 from benchmarks.arms import ArmSpec
 from benchmarks.engine_options import engine_environment, engine_options
-from benchmarks.engine_process import EngineError, EngineProcess
-from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
+from benchmarks.engine_process import EngineProcess
+from benchmarks.engine_settings import EngineSettings, fixed_settings
+from benchmarks.errors import plain_errors
+from benchmarks.options import numbers
+from benchmarks.prompts import PYTHON_TEXT, load_prompts
 from benchmarks.provenance import provenance
 from benchmarks.records import write_record
 from vllm_dspark.config import CANDIDATES
@@ -68,22 +71,24 @@ def measure(
     arm: ArmSpec,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
-    concurrency: int,
+    settings: EngineSettings,
     has_gpu: bool,
 ) -> dict[str, Any]:
     """`figures` by regime.
 
     Args:
         prompts: token ids.
+        settings: see `fixed_settings`.
 
     Raises:
         EngineError: the engine ended.
     """
     assert arm.gamma is not None
+    concurrency = settings.max_num_seqs
     options = engine_options(
-        target, arm, has_gpu=has_gpu, dtype="float32", max_model_len=1024,
-        max_num_seqs=concurrency, graph_tokens=concurrency * (arm.gamma + 1), kv_cache_gib=2.0,
-        gpu_share=0.5, seed=0,
+        target, arm, has_gpu=has_gpu, dtype=settings.dtype, max_model_len=1024,
+        max_num_seqs=concurrency, graph_tokens=concurrency * (arm.gamma + 1),
+        kv_cache_gib=settings.kv_cache_gib, gpu_share=0.5, seed=0,
     )  # fmt: skip
     env = engine_environment(arm, has_gpu)
     module = "benchmarks.engine_child"
@@ -122,6 +127,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 @app.command()
+@plain_errors
 def main(
     target: Annotated[Path, typer.Option(help="Folder of the target.")],
     out: Annotated[Path, typer.Option(help="Folder for candidates.json and candidates.md.")],
@@ -139,19 +145,18 @@ def main(
     import torch
     from transformers import AutoTokenizer
 
-    folder = Path(find_drafter(str(target), {})) if drafter is None else drafter
+    chosen = numbers("--counts", counts, int, 1)
     has_gpu = torch.cuda.is_available()
+    settings = fixed_settings(concurrency, 2.0, has_gpu)
+    folder = Path(find_drafter(str(target), {})) if drafter is None else drafter
+    texts = load_prompts(dataset, str(target), prompts).texts
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    ids = [tokenizer(text).input_ids for text in texts]
+    out.mkdir(parents=True, exist_ok=True)
     arms = {}
-    try:
-        texts = load_prompts(dataset, str(target), prompts).texts
-        tokenizer = AutoTokenizer.from_pretrained(target)
-        ids = [tokenizer(text).input_ids for text in texts]
-        for count in (0, *map(int, counts.split(","))):
-            arm = arm_of(folder, gamma, count)
-            arms[arm.name] = measure(str(target), arm, ids, max_tokens, concurrency, has_gpu)
-    except (EngineError, PromptsError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+    for count in (0, *chosen):
+        arm = arm_of(folder, gamma, count)
+        arms[arm.name] = measure(str(target), arm, ids, max_tokens, settings, has_gpu)
     result = {
         "provenance": provenance(),
         "pair": target.name,

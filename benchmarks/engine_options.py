@@ -6,13 +6,10 @@ import os
 from typing import Any
 
 from benchmarks.arms import ArmSpec
+from benchmarks.engine_settings import not_on_a_cpu
 from vllm_dspark import cpu
 
-GRAPHS = ("decode", "breakable", "vllm")
 INSTRUMENTS = "benchmarks.instruments.StepCounters"
-
-# What `vllm_dspark.cpu.ENGINE_OPTIONS` has to add or replace where there is no GPU.
-_ON_A_CPU = cpu.ENGINE_OPTIONS | {"kv_cache_memory_bytes": 1 << 28}
 
 
 def capture_sizes(limit: int) -> list[int]:
@@ -48,8 +45,14 @@ def engine_options(
         graphs: "vllm" leaves compilation and graphs to vLLM, as a server in production has them.
             The others compile nothing, which starts in seconds: "decode" captures decode steps
             alone, and a step with a prefill is launched kernel by kernel; "breakable" captures
-            those too, in pieces around attention.
+            those too, in pieces around attention. Without a GPU there are none, whatever this is.
+
+    Raises:
+        ValueError: without a GPU, a dtype or number of requests that an engine there does not have
+            (`engine_settings.settle` has what it does).
     """
+    if not has_gpu and (problems := not_on_a_cpu(dtype, max_num_seqs)):
+        raise ValueError("; ".join(problems))
     compilation: dict[str, Any] = {"cudagraph_capture_sizes": capture_sizes(graph_tokens)}
     if graphs == "decode":
         compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -69,8 +72,8 @@ def engine_options(
         "compilation_config": compilation,
     }
     if not has_gpu:
-        options = {k: v for k, v in options.items() if k not in _GPU_ONLY} | _ON_A_CPU
-        options["max_num_seqs"] = min(max_num_seqs, options["max_num_seqs"])
+        options = {k: v for k, v in options.items() if k not in _GPU_ONLY}
+        options |= cpu.ENGINE_OPTIONS | {"max_num_seqs": max_num_seqs}
     if arm.speculative is not None:
         options["speculative_config"] = arm.speculative
     if arm.additional:

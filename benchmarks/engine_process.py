@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine_child import MARK
+from benchmarks.errors import BenchmarkError
 
 ROOT = Path(__file__).parent.parent
 _TAIL = 40
 
 
-class EngineError(RuntimeError):
+class EngineError(BenchmarkError, RuntimeError):
     """The engine's process ended; the message holds its last lines."""
 
 

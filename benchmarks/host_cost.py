@@ -13,7 +13,6 @@ On a GPU the manager's tensors are there, and launching kernels counts; what the
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +22,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.errors import plain_errors
 from benchmarks.host_engine import ENGINE
 from benchmarks.host_server import Server
+from benchmarks.options import numbers
 from benchmarks.provenance import provenance
+from benchmarks.records import save_record
 from benchmarks.spans import Spans
 
 app = typer.Typer(help=__doc__)
@@ -86,6 +88,7 @@ def _mean_and_p99(times: list[float]) -> list[float]:
 
 
 @app.command()
+@plain_errors
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
     requests: Annotated[str, typer.Option(help="Requests in a step.")] = "1,16,64,256",
@@ -98,18 +101,21 @@ def main(
     """Time every load, print tables, and write JSON if asked to."""
     if mode not in ("host", "device"):
         raise typer.BadParameter(f"mode is host or device, got {mode!r}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise typer.BadParameter(f"device is cpu, or cuda where torch sees a GPU, got {device!r}")
+    sizes = numbers("--requests", requests, int, 1)
     torch.set_num_threads(1)
     runs = [
-        measure(int(size), gamma, trims, mode == "device", device, steps, warm_up)
+        measure(size, gamma, trims, mode == "device", device, steps, warm_up)
         for trims in (False, True)
-        for size in requests.split(",")
+        for size in sizes
     ]
     for trims in (False, True):
         Console().print(_table([run for run in runs if run["trims"] == trims], trims))
     if out is not None:
         settings = {"gamma": gamma, "steps": steps, "device": device, "mode": mode}
         result = {"settings": settings, "runs": runs, "provenance": provenance()}
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        save_record(out, result)
 
 
 def _table(runs: list[dict[str, Any]], trims: bool) -> Table:

@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.errors import in_words
 from benchmarks.inflation.check import (
     TOLERANCE,
     InflationMismatchError,
@@ -147,8 +148,8 @@ def main(
             seed=seed,
             device=device,
         )
-    except (ValueError, FileNotFoundError, InflationMismatchError) as error:
-        typer.echo(f"inflate: {error}", err=True)
+    except (ValueError, OSError, InflationMismatchError) as error:
+        typer.echo(f"inflate: {in_words(error)}", err=True)
         raise typer.Exit(1) from None
     Console().print(_table(record))
 

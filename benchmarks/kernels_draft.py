@@ -21,6 +21,8 @@ import torch
 import typer
 
 from benchmarks.draft_traffic import Shape, built_in_bytes, candidate_bytes, dense_bytes
+from benchmarks.errors import plain_errors
+from benchmarks.options import numbers
 from benchmarks.provenance import provenance
 from benchmarks.records import write_record
 from benchmarks.sequential import graph_ms
@@ -176,6 +178,7 @@ def measure(shape: Shape, candidates: Sequence[int], bandwidth: float) -> list[d
 
 
 @app.command()
+@plain_errors
 def main(
     out: Annotated[Path, typer.Option(help="Folder for draft.json and draft.md.")],
     requests: Annotated[str, typer.Option(help="R, comma-separated.")] = "1,8,64,256",
@@ -183,13 +186,15 @@ def main(
     candidates: Annotated[str, typer.Option(help="K of candidate mode, likewise.")] = "64,256",
 ) -> None:
     """Every arm at every R and γ, greedy and drawn."""
+    sizes = numbers("--candidates", candidates, int, 1)
+    blocks = numbers("--gammas", gammas, int, 1)
+    counts = numbers("--requests", requests, int, 1)
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark needs an NVIDIA GPU, and torch sees none")
     bandwidth, rows = copy_bandwidth(), []
-    sizes = [int(size) for size in candidates.split(",")]
     for drawn in (False, True):
-        for gamma in map(int, gammas.split(",")):
-            for count in map(int, requests.split(",")):
+        for gamma in blocks:
+            for count in counts:
                 rows += measure(Shape(count, gamma, drawn=drawn), sizes, bandwidth)
     record = {"provenance": provenance(), "bytes_per_second": bandwidth, "rows": rows}
     write_record(out, "draft", record, table(rows))

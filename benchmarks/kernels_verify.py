@@ -29,7 +29,9 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.errors import plain_errors
 from benchmarks.kernels_draft import copy_bandwidth
+from benchmarks.options import numbers
 from benchmarks.provenance import provenance
 from benchmarks.records import write_record
 from benchmarks.tables import markdown
@@ -178,16 +180,18 @@ def timed(milliseconds: float, moved: int, bandwidth: float) -> dict[str, float]
 
 
 @app.command()
+@plain_errors
 def main(
     out: Annotated[Path, typer.Option(help="Folder for verify.json and verify.md.")],
     requests: Annotated[str, typer.Option(help="R, comma-separated.")] = "1,16,64,256",
     gamma: Annotated[int, typer.Option(help="Drafts of a block.")] = 7,
 ) -> None:
     """Every regime at every R, dense and one-hot; then allocation."""
+    counts = numbers("--requests", requests, int, 1)
     if not torch.cuda.is_available():
         raise typer.BadParameter("this benchmark needs an NVIDIA GPU, and torch sees none")
     bandwidth, rows, shares = copy_bandwidth(), [], []
-    for count in map(int, requests.split(",")):
+    for count in counts:
         for dense in (True, False):
             for regime in REGIMES:
                 rows += measure(Shape(count, gamma, dense=dense), regime, bandwidth)

@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.errors import BenchmarkError
+
 PYTHON_TEXT = "python-text"
 PIECE_TOKENS = 64
 
 
-class PromptsError(ValueError):
+class PromptsError(BenchmarkError, ValueError):
     """A dataset cannot be read as what it was said to be."""
 
 

@@ -10,22 +10,48 @@ is stated beside it.
 
 from __future__ import annotations
 
-import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import NotRequired, TypedDict
 
 from benchmarks.arms import ArmSpec
 from benchmarks.engine_options import engine_environment, engine_options
-from benchmarks.engine_process import EngineError, EngineProcess
+from benchmarks.engine_process import EngineProcess
+from benchmarks.engine_settings import EngineSettings, settle
+from benchmarks.errors import plain_errors
+from benchmarks.options import numbers
 from benchmarks.provenance import provenance
+from benchmarks.records import read_record, require_same_settings, save_record
 from benchmarks.runners import speculation
 
 app = typer.Typer(help=__doc__)
+
+USUAL = EngineSettings(
+    loads=(1, 16, 64), max_num_seqs=64, dtype="bfloat16", kv_cache_gib=2.0, graphs="decode"
+)
+
+
+class Pass(TypedDict):
+    """One timed pass of one arm."""
+
+    tokens_per_second: float
+    tokens_crc32: int  # of all tokens that were emitted
+    accepted_length: float
+
+
+class Record(TypedDict):
+    """The JSON: settings of all runs, then passes by concurrency and by arm."""
+
+    settings: dict[str, Any]
+    runs: dict[str, dict[Literal["built-in", "ours"], Annotated[list[Pass], Field(min_length=1)]]]
+    provenance: NotRequired[dict[str, Any]]
 
 
 def arms(gamma: int, drafting: str) -> dict[str, ArmSpec]:
@@ -44,40 +70,75 @@ def arms(gamma: int, drafting: str) -> dict[str, ArmSpec]:
 
 
 @app.command()
+@plain_errors
 def compare(
     target: Annotated[Path, typer.Option(help="Target with its drafter beside it.")],
     out: Annotated[Path, typer.Option(help="JSON to write; concurrencies in it are kept.")],
-    concurrencies: Annotated[str, typer.Option(help="Requests in flight.")] = "1,16,64",
-    passes: Annotated[int, typer.Option(help="Timed passes of each arm.")] = 8,
+    concurrencies: Annotated[
+        str | None, typer.Option(help="Requests in flight; 1,16,64, on a CPU 1,4,8.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Timed passes of each arm.")] = 8,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "greedy",
     max_tokens: Annotated[int, typer.Option(help="Tokens a request.")] = 256,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of weights and activations; bfloat16, on a CPU float32.")
+    ] = None,
     gamma: Annotated[int, typer.Option(help="Drafts a round.")] = 7,
-    kv_cache_gib: Annotated[float, typer.Option(help="KV cache of each engine.")] = 2.0,
+    kv_cache_gib: Annotated[
+        float | None, typer.Option(help="KV cache of each engine; 2, on a CPU 0.25.")
+    ] = None,
 ) -> None:
     """Both arms at every concurrency; writes JSON after each, prints a table at the end."""
     console = Console()
+    kept = read_record(out, Record, "benchmarks.proposer")
+    asked = None if concurrencies is None else numbers("--concurrencies", concurrencies, int, 1)
+    engine = _engine(kept, asked, dtype, kv_cache_gib)
     settings = {
         "target": str(target), "temperature": temperature, "drafting": drafting,
-        "max_tokens": max_tokens, "dtype": dtype, "gamma": gamma, "kv_cache_gib": kv_cache_gib,
-        "concurrencies": concurrencies,
+        "max_tokens": max_tokens, "dtype": engine.dtype, "gamma": gamma,
+        "kv_cache_gib": engine.kv_cache_gib,
     }  # fmt: skip
-    kept: dict[str, Any] = {"settings": settings, "runs": {}}
-    if out.is_file():
-        kept = json.loads(out.read_text())
-    if kept["settings"] != settings:
-        raise typer.BadParameter(f"{out} holds other settings: {kept['settings']}")
-    loads = [int(word) for word in concurrencies.split(",")]
-    todo = [load for load in loads if str(load) not in kept["runs"]]
+    if kept is None:
+        kept = {"settings": settings, "runs": {}}
+    kept["settings"].pop("concurrencies", None)  # once was there; every run says it by itself
+    require_same_settings(out, kept["settings"], settings)
+    todo = [load for load in engine.loads if str(load) not in kept["runs"]]
     if todo:
-        _measure(settings, loads, todo, passes, kept, out, console)
+        _measure(settings, engine.loads, todo, passes, kept, out, console)
     console.print(_table(kept["runs"]))
+
+
+def _engine(
+    kept: dict[str, Any] | None,
+    loads: list[int] | None,
+    dtype: str | None,
+    kv_cache_gib: float | None,
+) -> EngineSettings:
+    """What both engines have; what was not asked for (None) is as it is in the file where nothing
+    is left to be run, so that any machine can show it."""
+    import torch
+
+    if kept is not None and loads is not None and {*map(str, loads)} <= kept["runs"].keys():
+        old = kept["settings"]
+        return EngineSettings(
+            loads=tuple(loads),
+            max_num_seqs=max(loads),
+            dtype=old.get("dtype", USUAL.dtype) if dtype is None else dtype,
+            kv_cache_gib=old.get("kv_cache_gib", USUAL.kv_cache_gib)
+            if kv_cache_gib is None
+            else kv_cache_gib,
+            graphs=USUAL.graphs,
+        )
+    return settle(
+        USUAL, torch.cuda.is_available(), loads=loads, dtype=dtype, kv_cache_gib=kv_cache_gib,
+        max_num_seqs=None if loads is None else max(loads),
+    )  # fmt: skip
 
 
 def _measure(
     settings: dict[str, Any],
-    loads: list[int],
+    loads: Sequence[int],
     todo: list[int],
     passes: int,
     kept: dict[str, Any],
@@ -132,10 +193,7 @@ def _measure(
                     runs[name].append(timed(name, load))
             kept["runs"][str(load)] = runs
             kept["provenance"] = provenance()
-            out.write_text(json.dumps(kept, indent=1) + "\n")
-    except EngineError as error:
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+            save_record(out, kept)
     finally:
         for engine in engines.values():
             engine.stop()

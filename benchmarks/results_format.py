@@ -6,14 +6,14 @@ tokens per second, times in milliseconds unless a name says seconds (`_s`, `seco
 
 from __future__ import annotations
 
-import os
 import statistics
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from benchmarks.records import RecordError, problems, write_whole
 
 FORMAT_VERSION = 1
 
@@ -172,6 +172,10 @@ class SweepSettings(_Strict):
             raise ValueError(f"{name!r} is a path on one machine; give a name")
         return name
 
+    def flat(self) -> dict[str, Any]:
+        """All settings by name, those of `extra` too."""
+        return self.model_dump(exclude={"extra"}) | self.extra
+
 
 class Sweep(_Strict):
     """Every arm of one sweep."""
@@ -238,31 +242,23 @@ def load(path: Path) -> Sweep:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no sweep of this version; names the file and every wrong key.
+        RecordError: it is no sweep of this version; names the file and every wrong key.
     """
     try:
         return Sweep.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path} is no sweep of version {FORMAT_VERSION}: {problems}") from None
+        raise RecordError(
+            f"{path} is no sweep of version {FORMAT_VERSION}: {problems(error)}. Needed is a file "
+            "that benchmarks.sweep wrote. Fix: name another file"
+        ) from None
 
 
 def save(sweep: Sweep, path: Path) -> None:
-    """Write a sweep so that a reader, or a crash, sees the old file or the new one, never a part.
+    """Write a sweep, see `records.write_whole`.
 
     Raises:
         OSError: the folder cannot be written to.
         ValueError: it was filled with something that `load` would refuse; the old file is kept.
     """
     Sweep.model_validate(sweep.model_dump())
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(sweep.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from others
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, sweep.model_dump_json(indent=1) + "\n")

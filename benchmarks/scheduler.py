@@ -9,7 +9,6 @@ sizes have all γ drafts, half have between 0 and γ. The step cost is a line wi
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.errors import plain_errors
+from benchmarks.options import numbers
 from benchmarks.provenance import provenance
+from benchmarks.records import save_record
 from vllm_dspark.scheduler.budget import allocate, choose_budget
 from vllm_dspark.scheduler.survival import prefix_survival
 
@@ -66,6 +68,7 @@ def _median_us(call: Callable[[], Any], repeats: int) -> float:
 
 
 @app.command()
+@plain_errors
 def main(
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
     requests: Annotated[str, typer.Option(help="Requests in a step.")] = "1,16,64,256,512",
@@ -74,16 +77,15 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the survival.")] = 0,
 ) -> None:
     """Time every size, print a table, and write JSON if asked to."""
+    sizes = numbers("--requests", requests, int, 1)
     runs = [
-        measure(int(size), gamma, ragged, repeats, seed)
-        for ragged in (False, True)
-        for size in requests.split(",")
+        measure(size, gamma, ragged, repeats, seed) for ragged in (False, True) for size in sizes
     ]
     Console().print(_table(runs))
     if out is not None:
         settings = {"gamma": gamma, "repeats": repeats, "seed": seed}
         result = {"settings": settings, "runs": runs, "provenance": provenance()}
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        save_record(out, result)
 
 
 def _table(runs: list[dict[str, Any]]) -> Table:

@@ -21,16 +21,27 @@ import typer
 
 from benchmarks import results_format
 from benchmarks.arms import ArmSpec, standard_arms
-from benchmarks.engine_options import GRAPHS
+from benchmarks.engine_settings import GRAPHS, EngineSettings, settle
+from benchmarks.errors import plain_errors
 from benchmarks.measuring import Plan, console, describe, measure
-from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
+from benchmarks.options import checkpoint_name, numbers
+from benchmarks.prompts import PYTHON_TEXT, load_prompts
 from benchmarks.provenance import provenance
+from benchmarks.records import require_same_settings
 from benchmarks.results_format import Arm, Sweep, SweepSettings
 from benchmarks.runners import prompt_count
 from vllm_dspark.config import DSparkConfig
-from vllm_dspark.drafters import UnknownDrafterError, find_drafter
+from vllm_dspark.drafters import find_drafter
 
 app = typer.Typer(help=__doc__)
+
+USUAL = EngineSettings(
+    loads=(1, 4, 16, 64, 128, 256),
+    max_num_seqs=256,
+    dtype="bfloat16",
+    kv_cache_gib=16.0,
+    graphs="vllm",
+)
 
 
 def open_sweep(
@@ -39,15 +50,15 @@ def open_sweep(
     """What `out` has already, with an entry for every arm.
 
     Raises:
+        OSError: it cannot be read, or its folder cannot be made.
+        RecordError: it is no sweep.
         typer.BadParameter: it was made with other settings, or another arm of the same name.
     """
-    if out.is_file():
+    if out.exists():
         sweep = results_format.load(out)
-        if sweep.settings != settings:
-            old, new = sweep.settings.model_dump(), settings.model_dump()
-            differ = ", ".join(f"{k} {old[k]!r} → {new[k]!r}" for k in new if old[k] != new[k])
-            raise typer.BadParameter(f"{out} holds a sweep with other settings: {differ}")
+        require_same_settings(out, sweep.settings.flat(), settings.flat())
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         sweep = Sweep(version=1, settings=settings, provenance=provenance())
     for name, spec in arms.items():
         if name not in sweep.arms:
@@ -64,6 +75,7 @@ def open_sweep(
 
 
 @app.command()
+@plain_errors
 def main(
     target: Annotated[str, typer.Option(help="Folder or hub id of the target.")],
     out: Annotated[Path, typer.Option(help="JSON to write; what it has already is kept.")],
@@ -77,7 +89,9 @@ def main(
     variant: Annotated[
         list[str] | None, typer.Option(help="NAME=JSON: an arm of ours; see arms.py.")
     ] = None,
-    concurrencies: Annotated[str, typer.Option(help="Requests in flight.")] = "1,4,16,64,128,256",
+    concurrencies: Annotated[
+        str | None, typer.Option(help="Requests in flight; 1,4,16,64,128,256, on a CPU 1,4,8.")
+    ] = None,
     temperatures: Annotated[str, typer.Option(help="0 is greedy.")] = "0,1",
     repeats: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 1,
     prompts_per_slot: Annotated[int, typer.Option(min=1, help="Prompts / C.")] = 6,
@@ -88,12 +102,21 @@ def main(
     ] = 0.5,
     ignore_eos: Annotated[bool, typer.Option(help="Each request to its full length.")] = True,
     max_model_len: Annotated[int, typer.Option(help="Prompt and output, tokens.")] = 1024,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Of every engine.")] = 256,
-    dtype: Annotated[str, typer.Option(help="Type of weights and activations.")] = "bfloat16",
+    max_num_seqs: Annotated[
+        int | None, typer.Option(min=1, help="Of every engine; 256, on a CPU 8.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of weights and activations; bfloat16, on a CPU float32.")
+    ] = None,
     drafting: Annotated[str, typer.Option(help="greedy or probabilistic")] = "probabilistic",
-    graphs: Annotated[str, typer.Option(help=f"{', '.join(GRAPHS)}; see engine_options.")] = "vllm",
+    graphs: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(GRAPHS)}, see engine_options; vllm, on a CPU none."),
+    ] = None,
     near_context: Annotated[int, typer.Option(help="See arms.standard_arms.")] = 256,
-    kv_cache_gib: Annotated[float, typer.Option(help="KV cache of each arm.")] = 16.0,
+    kv_cache_gib: Annotated[
+        float | None, typer.Option(help="KV cache of each arm; 16, on a CPU 0.25.")
+    ] = None,
     together: Annotated[int, typer.Option(min=1, help="Arms up at a time, driven in turn.")] = 1,
     port: Annotated[int | None, typer.Option(help="Online: default is a free one.")] = None,
     seed: Annotated[int, typer.Option(help="Of engines, prompts and requests.")] = 0,
@@ -101,18 +124,18 @@ def main(
     """Run what FILE lacks; exit code 1 if something is still missing at the end."""
     import torch
 
-    if mode not in ("offline", "online") or graphs not in GRAPHS:
-        raise typer.BadParameter(f"mode is offline or online; graphs are {', '.join(GRAPHS)}")
+    if mode not in ("offline", "online"):
+        raise typer.BadParameter("mode is offline or online")
     if port is not None and together > 1:
         raise typer.BadParameter("--port needs --together 1")
-    loads = [int(word) for word in concurrencies.split(",")]
-    if max(loads) > max_num_seqs:
-        raise typer.BadParameter(f"concurrency {max(loads)} needs --max-num-seqs {max(loads)}")
-    try:
-        drafter = find_drafter(target, {}) if drafter is None else drafter
-    except UnknownDrafterError as error:
-        raise typer.BadParameter(f"{error} Here: --drafter PATH_OR_ID.") from None
-    heats = [float(word) for word in temperatures.split(",")]
+    has_gpu = torch.cuda.is_available()
+    engine = settle(
+        USUAL, has_gpu, max_num_seqs=max_num_seqs, dtype=dtype, kv_cache_gib=kv_cache_gib,
+        graphs=graphs,
+        loads=None if concurrencies is None else numbers("--concurrencies", concurrencies, int, 1),
+    )  # fmt: skip
+    heats = numbers("--temperatures", temperatures, float, 0.0)
+    drafter = find_drafter(target, {}) if drafter is None else drafter
     every = standard_arms(
         drafter, drafting, near_context=near_context, variants=_variants(variant or [])
     )
@@ -121,35 +144,33 @@ def main(
         raise typer.BadParameter(f"unknown arms {unknown}; known are {list(every)}")
     chosen = {name: spec for name, spec in every.items() if not names or name in names}
     settings = SweepSettings(
-        mode=_mode(mode), target=Path(target).name if Path(target).is_dir() else target,
-        drafter=Path(drafter).name if Path(drafter).is_dir() else drafter, dataset=dataset,
-        dataset_digest="0" * 64, prompts_per_slot=prompts_per_slot, min_prompts=min_prompts,
-        max_tokens=max_tokens, max_model_len=max_model_len, max_num_seqs=max_num_seqs, dtype=dtype,
-        drafting=drafting, seed=seed,
+        mode=_mode(mode), target=checkpoint_name("--target", target),
+        drafter=checkpoint_name("--drafter", drafter), dataset="", dataset_digest="0" * 64,
+        prompts_per_slot=prompts_per_slot, min_prompts=min_prompts,
+        max_tokens=max_tokens, max_model_len=max_model_len, max_num_seqs=engine.max_num_seqs,
+        dtype=engine.dtype, drafting=drafting, seed=seed,
         extra={
             "chat": chat, "ignore_eos": ignore_eos, "near_context": near_context,
-            "kv_cache_gib": kv_cache_gib, "graph_tokens": max_num_seqs * 8,
+            "kv_cache_gib": engine.kv_cache_gib,
+            "graph_tokens": engine.max_num_seqs * 8 if has_gpu else 0,
         }
         | ({"length_spread": length_spread} if length_spread else {})
-        | ({} if graphs == "decode" else {"graphs": graphs}),
+        | ({} if engine.graphs == "decode" else {"graphs": engine.graphs}),
     )  # fmt: skip
-    try:
-        # As many as the largest load could need, so that a load added later sees the same ones.
-        count = prompt_count(settings, max_num_seqs)
-        prompts = load_prompts(dataset, target, count, seed=seed, chat=chat)
-    except PromptsError as error:
-        raise typer.BadParameter(str(error)) from None
+    # As many as the largest load could need, so that a load added later sees the same ones.
+    count = prompt_count(settings, engine.max_num_seqs)
+    prompts = load_prompts(dataset, target, count, seed=seed, chat=chat)
     settings.dataset, settings.dataset_digest = prompts.name, prompts.digest
     sweep = open_sweep(out, settings, chosen, together)
-    cells = sweep.missing(chosen, loads, heats, repeats)
-    plan = Plan(target, prompts, chosen, cells, together, port, torch.cuda.is_available())
+    cells = sweep.missing(chosen, engine.loads, heats, repeats)
+    plan = Plan(target, prompts, chosen, cells, together, port, has_gpu)
     for polite in (signal.SIGINT, signal.SIGTERM):
         signal.signal(polite, signal.default_int_handler)
     try:
         measure(plan, sweep, out)
     except KeyboardInterrupt:
         console.print("interrupted; what was measured is kept")
-    lacking = sweep.missing(chosen, loads, heats, repeats)
+    lacking = sweep.missing(chosen, engine.loads, heats, repeats)
     for cell in lacking:
         console.print(f"missing: {describe(cell)}", highlight=False)
     console.print(f"{len(cells) - len(lacking)} of {len(cells)} runs made; python -m "
@@ -165,7 +186,7 @@ def _variants(words: list[str]) -> dict[str, Any]:
             variants[name] = json.loads(options)
             ours = {k: v for k, v in variants[name].items() if k != "speculative_config"}
             DSparkConfig.from_additional_config({"dspark": ours})
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:  # no JSON, or none of an object
             raise typer.BadParameter(f"--variant {word!r} is no NAME=JSON: {error}") from None
     return variants
 

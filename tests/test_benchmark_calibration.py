@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks import calibration
 from benchmarks.calibration import markdown, predict_online, scores
+from benchmarks.prompts import PromptSet
+from tests.engine import MICRO
+from vllm_dspark.calibrate import Rounds
 
 GAMMA = 3
 
@@ -54,3 +64,26 @@ def test_table_has_a_row_for_each_kind() -> None:
     kind = {"ece": [0.02, 0.04, 0.06], "brier": [0.2] * 3, "roc_auc": [0.8] * 3}
     result = {"pair": "p", "temperature": 1.0, "rounds": 9, "requests": 2, "kinds": {"raw": kind}}
     assert "| raw | 0.040 | 0.020 0.040 0.060 | 0.200 | 0.800 |" in markdown(result)
+
+
+def test_the_record_says_in_which_type_it_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own word, whatever was asked for."""
+    confidence, accepted, verified, request = rounds(2000, 1.0)
+    options: dict[str, Any] = {}
+
+    def calibrate(*arguments: Any, **_: Any) -> Any:
+        options.update(arguments[5])
+        held = request % 2 == 1
+        artifact = SimpleNamespace(dtype="the engine's", temperatures=(1.0,) * GAMMA)
+        return artifact, Rounds(confidence, accepted, verified, request, held)
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    monkeypatch.setattr(calibration, "load_prompts", lambda *_: PromptSet("x", ("a", "b")))
+    monkeypatch.setattr(calibration.reliability, "draw", lambda *_: None)
+    words = ["--target", str(MICRO), "--drafter", str(MICRO / "dspark-vanilla")]
+    done = CliRunner().invoke(calibration.app, [*words, "--out", str(tmp_path)])
+    assert done.exit_code == 0, repr(done.exception)
+    assert options["dtype"] == "float32"
+    assert json.loads((tmp_path / "calibration.json").read_text())["dtype"] == "the engine's"

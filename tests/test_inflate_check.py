@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks.inflate import app, inflate
 from benchmarks.inflation.check import InflationMismatchError, check_pair, make_probe, pick_device
-from benchmarks.inflation.checkpoint import INDEX, Checkpoint
+from benchmarks.inflation.checkpoint import INDEX, Checkpoint, CheckpointError
 from benchmarks.inflation.pair import CannotInflateError, open_pair, require_inflatable
 from benchmarks.inflation.shapes import SHAPES
 from tests.test_inflate import MICRO, TINY, UNTIED
@@ -219,7 +219,7 @@ def test_a_missing_shard_is_named(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "broken"
     shutil.copytree(written, out)
     next(out.glob("model-00003*")).unlink()
-    with pytest.raises(FileNotFoundError, match="names model-00003"):
+    with pytest.raises(CheckpointError, match="names model-00003"):
         open_pair(out)
 
 

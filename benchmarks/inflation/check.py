@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.inflation.forward import Outputs, Probe, run_pair
 from benchmarks.inflation.pair import Pair
 
@@ -21,7 +22,7 @@ _TEXTS = (
 )
 
 
-class InflationMismatchError(RuntimeError):
+class InflationMismatchError(BenchmarkError, RuntimeError):
     """An inflated pair computes something else than its tiny pair."""
 
 

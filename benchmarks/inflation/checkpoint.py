@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from benchmarks.errors import BenchmarkError
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+
+class CheckpointError(BenchmarkError, ValueError):
+    """A folder is no checkpoint, or a broken one."""
 
 
 class Checkpoint:
@@ -21,26 +27,36 @@ class Checkpoint:
     of this process.
 
     Raises:
-        FileNotFoundError: the folder lacks its config, its weights, or a shard of its index.
+        CheckpointError: the folder lacks its config, its weights, or a shard of its index, or one
+            of its JSON files is broken.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = folder / INDEX
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            raise CheckpointError(
+                f"{folder} is no checkpoint: it has no config.json. Needed is a folder with "
+                f"config.json and {SINGLE}. Fix: name such a one"
+            )
+        self.config = _read_json(folder / "config.json")
         self._file_of: dict[str, str] = {}
         if index.is_file():
-            self._file_of = json.loads(index.read_text())["weight_map"]
+            self._file_of = _read_json(index).get("weight_map", {})
         elif (folder / SINGLE).is_file():
             with safe_open(folder / SINGLE, "pt") as file:
                 self._file_of = dict.fromkeys(file.keys(), SINGLE)
         else:
-            raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}")
+            raise CheckpointError(
+                f"{folder} has neither {SINGLE} nor {INDEX}, needed is one of them. Fix: name a "
+                "folder with weights"
+            )
         for name in self.files:
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / INDEX} names {name}, which is not there")
+                raise CheckpointError(
+                    f"{folder / INDEX} names {name}, which is not there. Fix: fetch the checkpoint "
+                    "again"
+                )
 
     @property
     def names(self) -> set[str]:
@@ -77,3 +93,15 @@ class Checkpoint:
                     digest.update(block)
             found[name] = digest.hexdigest()
         return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is broken JSON ({error}). Fix: fetch the checkpoint again"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, needed is a JSON object")
+    return content

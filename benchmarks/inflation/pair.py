@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.inflation.checkpoint import Checkpoint
 from benchmarks.inflation.shapes import LayerSizes, Shape
 from vllm_dspark.checkpoint import DrafterSpec, TargetShape, drafter_spec, pair_problems
 from vllm_dspark.drafters import drafters_beside
 
 
-class CannotInflateError(ValueError):
+class CannotInflateError(BenchmarkError, ValueError):
     """A pair cannot become the shape that was asked for. The message lists all reasons."""
 
 
@@ -46,7 +47,7 @@ def open_pair(folder: Path, drafter: Path | None = None) -> Pair:
     """A target's folder and a drafter's, by default the only drafter inside of it.
 
     Raises:
-        FileNotFoundError: a folder is no checkpoint.
+        CheckpointError: a folder is no checkpoint.
         CannotInflateError: no drafter was named, and not exactly one is there.
         DrafterMismatchError: the drafter's config makes no sense.
     """
