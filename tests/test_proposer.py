@@ -99,7 +99,7 @@ def make_proposer(model: Any, requests: int, gamma: int, queries: int) -> tuple[
 
     def sample(logits: Any, request: Any, position: Any, step: int) -> Any:
         seen.append((logits.numpy().copy(), request.tolist(), position.tolist(), step))
-        return DSparkSpeculator._sample_logits(proposer, logits, request, position, step)
+        return DSparkProposer._sample_logits(proposer, logits, request, position, step)
 
     proposer.seen = seen
     proposer._sample_logits = sample

@@ -93,12 +93,6 @@ class DraftKernels:
     filters: DraftFilters | None = None
 
     def __init__(self, proposer: Any) -> None:
-        from vllm.v1.worker.gpu.sample import gumbel
-
-        # vLLM 0.33 always does. Verification by blocks looks at drafts that it then drops: drawn
-        # again, with the same noise, they would be known to have failed.
-        by_blocks = proposer.speculative_config.rejection_sample_method == "block"
-        self._by_step = by_blocks or hasattr(gumbel, "spec_step_seed")
         model = proposer.model
         offsets, words = model.draft_id_to_target_id, None
         if offsets is not None:
@@ -156,6 +150,5 @@ class DraftKernels:
         top_k, top_p = None, None
         if self.filters is not None:
             top_k, top_p = self.filters.top_k, self.filters.top_p
-        return Draws(
-            slots, positions, proposer.temperature, proposer.seeds, self._by_step, top_k, top_p
-        )
+        # With noise of its own for every place in the block; see `DSparkProposer`.
+        return Draws(slots, positions, proposer.temperature, proposer.seeds, True, top_k, top_p)

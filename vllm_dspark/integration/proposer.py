@@ -4,6 +4,11 @@ The parallel part stays vLLM's: context K/V, the backbone's block pass, CUDA gra
 Ours is what follows: from hidden states h_1..h_γ and base logits U_1..U_γ, drawing x_1..x_γ left
 to right from softmax(U_k + B_k), for every published Markov head (`vllm_dspark.heads`). Triton
 kernels do it (`draft_kernels`), or the torch code here, their reference in the engine.
+
+The noise that draws x_k goes by seed, position and k. By seed and position alone, as in vLLM
+0.32, x_2 of one block would share its noise with x_1 of the next if that is one token further.
+Confidences of the first decide how many drafts of the second are verified, and how many are drafted
+after it; so would the drafts themselves then, and what is emitted would lean towards some.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.dspark.speculator import DSparkSpeculator
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
@@ -20,6 +26,9 @@ from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.draft_kernels import DraftKernels, draft_kernels
 from vllm_dspark.integration.models import our_architecture
 from vllm_dspark.kernels.verify_batch import CompactDraft
+
+# vLLM 0.33 mixes k into the seed by itself, in the same way.
+_MIXED_BY_VLLM = hasattr(gumbel, "spec_step_seed")
 
 
 class DSparkProposer(DraftDepth, DSparkSpeculator):
@@ -36,6 +45,7 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
         kernels: our kernels for the sequential stage; None where the reference below serves.
     """
 
+    seeds: torch.Tensor  # int64 [slots], vLLM's
     verification: Any = None
     peak_confidence = False
     kernels: DraftKernels | None = None
@@ -102,6 +112,20 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
         super().observe_verification(idx_mapping, num_sampled, num_rejected)
         if self.verification is not None:
             self.verification.observe(num_sampled, num_rejected)
+
+    def _sample_logits(
+        self, logits: torch.Tensor, idx_map: torch.Tensor, sample_pos: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """A draft of each request, with noise of the place that it has in its block; see vLLM's."""
+        greedy = self.draft_logits is None
+        if greedy or _MIXED_BY_VLLM or self.draft_watermarker is not None:  # has noise of its own
+            return super()._sample_logits(logits, idx_map, sample_pos, step)
+        seeds = self.seeds
+        self.seeds = seeds ^ (step << 32)
+        try:
+            return super()._sample_logits(logits, idx_map, sample_pos, step)
+        finally:
+            self.seeds = seeds
 
     def _sample_sequential(self, num_reqs: int, head_hidden: torch.Tensor) -> None:
         """Draw the block and estimate its confidences.
