@@ -103,6 +103,9 @@ def select_kernel(
         tl.store(kept_ptr + at, value, mask=taken)
 
 
+_MOST_ROWS = 65535  # of a grid's second dimension
+
+
 def group_size(count: int) -> int:
     """Words of a group for K = `count`: so that the last choice is among 4,096 where it can be."""
     return 64 if count <= 64 else 32
@@ -118,7 +121,7 @@ class CandidateFinder:
         dtype: of the base logits, float32, bfloat16 or float16.
 
     Raises:
-        ValueError: a K or dtype that the kernels do not take.
+        ValueError: a K, dtype or number of rows that the kernels do not take.
     """
 
     _BITS = {torch.bfloat16: 16, torch.float16: 19, torch.float32: 32}  # noqa: RUF012
@@ -128,6 +131,8 @@ class CandidateFinder:
     ) -> None:
         if count not in SIZES or count > vocab_size:
             raise ValueError(f"K is {count}, needed is one of {SIZES}, at most V = {vocab_size}")
+        if max_rows > _MOST_ROWS:
+            raise ValueError(f"R · γ is {max_rows}, possible are {_MOST_ROWS}: fewer requests or γ")
         if dtype not in self._BITS:
             raise ValueError(f"base logits are {dtype}, known are {list(self._BITS)}")
         self.vocab_size, self.count, self._bits = vocab_size, count, self._BITS[dtype]

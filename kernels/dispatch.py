@@ -74,8 +74,11 @@ def choose(
 
 
 def is_measured(device: torch.device) -> bool:
-    """Whether `device` is of the kind that our measurements were made on: compute capability 9."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    """Whether `device` is of the kind that our measurements were made on: compute capability 9 of
+    CUDA. ROCm, which torch calls cuda too, counts its own."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == 9
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -83,6 +86,8 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"weights are {dtype}"
     if device.type == "cuda":
+        if torch.version.hip is not None:
+            return "the GPU is one of ROCm, for which they were not made"
         capability = torch.cuda.get_device_capability(device)
         return None if capability >= (8, 0) else f"the GPU has compute capability {capability}"
     from triton import knobs

@@ -123,6 +123,10 @@ class Batch:
             return
         if len(shape) != 3 or shape[1] < self.gamma or last != 1:
             raise ValueError(f"draft must be [slots, {self.gamma}, words] with contiguous words")
+        if isinstance(self.draft, DenseDraft) and shape[2] > self.vocab_size:
+            raise ValueError(
+                f"draft has {shape[2]} words, more than the {self.vocab_size} of logits"
+            )
 
     @property
     def steps(self) -> int:

@@ -99,6 +99,8 @@ def test_refusals_name_what_is_wrong() -> None:
         CandidateFinder(50, 64, 1, torch.float32, DEVICE)
     with pytest.raises(ValueError, match="float64"):
         CandidateFinder(300, 16, 1, torch.float64, DEVICE)
+    with pytest.raises(ValueError, match="66000, possible are 65535"):
+        CandidateFinder(300, 16, 4400 * 15, torch.float32, DEVICE)
     finder = CandidateFinder(300, 16, 1, torch.float32, DEVICE)
     ids = torch.empty(1, 16, dtype=torch.int32, device=DEVICE)
     with pytest.raises(ValueError, match="made for"):

@@ -13,6 +13,7 @@ from tests.test_proposer import VOCAB, make_model, make_proposer
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration import draft_kernels as module
 from vllm_dspark.integration.draft_kernels import draft_kernels
+from vllm_dspark.kernels import dispatch
 from vllm_dspark.kernels.dispatch import choose
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the proposer here is on the CPU")
@@ -162,3 +163,14 @@ def test_choice_where_ours_are_faster(option: str, obstacle: str | None, triton:
 def test_unknown_choice_is_refused() -> None:
     with pytest.raises(ValueError, match="DSPARK_KERNELS is 'cuda', known are 'auto'"):
         choose("auto", {"DSPARK_KERNELS": "cuda"}, None)
+
+
+def test_rocm_is_none_of_the_devices_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls it cuda, and some of its GPUs have a capability of 9 too."""
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    assert dispatch.is_measured(device)
+    assert dispatch.device_obstacle(device, torch.bfloat16) is None
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not dispatch.is_measured(device)
+    assert "ROCm" in str(dispatch.device_obstacle(device, torch.bfloat16))

@@ -282,6 +282,8 @@ def test_arguments_that_do_not_fit() -> None:
         replace(case, gamma=9)
     with pytest.raises(ValueError, match="contiguous words"):
         replace(case, logits=case.logits.T)
+    with pytest.raises(ValueError, match="draft has 10 words, more than the 9 of logits"):
+        replace(case, logits=case.logits[:, :9].contiguous())
     with pytest.raises(ValueError, match="room is for 1"):
         Verifier(1, 4, case.logits.device).verify(case)
     assert tile_count(case.vocab_size) == 1

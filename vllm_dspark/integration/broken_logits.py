@@ -8,6 +8,7 @@ of its last tokens in the step mean nothing, and it is said in place of vLLM's c
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,17 +36,33 @@ class BrokenHooks:
 
 
 class CheckedSampler(Sampler):
-    """In the place of a runner's own, with all that it has; for steps without drafts."""
+    """In the place of a runner's own, with all that it has; for steps without drafts.
+
+    Attributes:
+        beside_drafts: samples a step as one is sampled in which some have drafts, so that a seeded
+            request gets the same token whether or not its neighbours have any. None while the
+            engine starts, when vLLM measures the memory that its own way takes.
+    """
+
+    beside_drafts: Callable[[torch.Tensor, Any], SamplerOutput] | None = None
 
     def __init__(self, sampler: Sampler) -> None:
         self.__dict__ = sampler.__dict__
 
     def __call__(self, logits: torch.Tensor, input_batch: Any) -> SamplerOutput:
         """Sample a token for each request, and say for whom it means nothing."""
+        if self.beside_drafts is not None and not self._tells_of_words(input_batch):
+            return self.beside_drafts(logits, input_batch)
         broken = broken_rows(logits)
         output = super().__call__(logits, input_batch)
         output.num_nans = broken.int()  # a row for each request
         return output
+
+    def _tells_of_words(self, input_batch: Any) -> bool:
+        """Whether logprobs of given words are asked for, or given tokens are replayed, which vLLM
+        does in steps without drafts alone."""
+        dims = self.get_logprobs_dims(input_batch.idx_mapping_np)
+        return self.trace_replay_state is not None or (dims is not None and dims[1] > 0)
 
 
 def broken_rows(logits: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,10 @@ class DepthHooks:
             if isinstance(runner.rejection_sampler, KernelRejectionSampler):
                 verifier = runner.rejection_sampler.verifier
                 warming_up.enter_context(verification_compiled(verifier))
-            return super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
+            done = super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
+        if isinstance(runner.rejection_sampler, KernelRejectionSampler):
+            runner.rejection_sampler.serve_all_steps(runner)
+        return done
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """A step begins; see vLLM's. Warm-up steps are not planned by our scheduler."""

@@ -152,6 +152,12 @@ class KernelRejectionSampler(RejectionSampler):
         self.verdict = self._verify_batch(batch, input_batch, tokens)
         return self._output(logits, input_batch, self.verdict, logprobs)
 
+    def serve_all_steps(self, runner: Any) -> None:
+        """From now on steps without drafts are sampled here too; see `CheckedSampler`."""
+        runner.sampler.beside_drafts = lambda logits, input_batch: self(
+            logits, input_batch, runner.speculator.draft_logits
+        )
+
     def _verify_batch(self, batch: Batch, input_batch: Any, tokens: torch.Tensor) -> Verdict:
         """At once or, where processed rows would take more memory than vLLM allows itself, some
         requests after others. `tokens` [N] are the batch's before placeholders."""
