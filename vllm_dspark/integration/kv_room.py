@@ -20,8 +20,8 @@ class _Need(NamedTuple):
     """Of a running request that the step serves."""
 
     request: Any
+    tokens: int  # that it gets
     blocks: int  # beyond those that it holds
-    bare: int  # the same without drafts to verify
 
 
 class KvRoom:
@@ -83,7 +83,8 @@ class KvRoom:
                 break
             if need.request.spec_token_ids:
                 need.request.spec_token_ids = []  # a new one: placeholders are shared
-                missing -= need.blocks - need.bare
+                bare = min(max(_wanted(need.request), 0), need.tokens)
+                missing -= need.blocks - self._beyond(need.request, bare + self._lookahead(depth))
                 dropped = True
         return dropped
 
@@ -99,18 +100,25 @@ class KvRoom:
         for request in scheduler.running:
             if budget <= 0:
                 return
-            computed = request.num_computed_tokens
-            wanted = request.num_tokens_with_spec + request.num_output_placeholders - computed
-            tokens = min(wanted, budget, scheduler.max_model_len - computed - 1)
+            room = scheduler.max_model_len - request.num_computed_tokens - 1
+            tokens = min(_wanted(request), budget, room)
             if tokens <= 0:
                 continue
             budget -= tokens
-            bare = min(max(wanted - len(request.spec_token_ids), 0), tokens)
-            ends = computed + tokens + lookahead, computed + bare + lookahead
-            blocks = [0, 0]
-            for group in self._groups:
-                held = len(group.req_to_blocks.get(request.request_id, ()))
-                for i, end in enumerate(ends):
-                    slots = min(end, scheduler.max_model_len)
-                    blocks[i] += max(cdiv(slots, group.block_size) - held, 0)
-            yield _Need(request, *blocks)
+            yield _Need(request, tokens, self._beyond(request, tokens + lookahead))
+
+    def _beyond(self, request: Any, more: int) -> int:
+        """Blocks of a request for so many slots behind its computed tokens, without those that it
+        holds."""
+        slots = min(request.num_computed_tokens + more, self._scheduler.max_model_len)
+        blocks = 0
+        for group in self._groups:
+            held = len(group.req_to_blocks.get(request.request_id, ()))
+            blocks += max(cdiv(slots, group.block_size) - held, 0)
+        return blocks
+
+
+def _wanted(request: Any) -> int:
+    """Tokens that are not computed yet, drafts to verify among them."""
+    known = request.num_tokens_with_spec + request.num_output_placeholders
+    return int(known - request.num_computed_tokens)
