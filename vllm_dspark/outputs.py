@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     nothing there changes nothing.
     """
     path = path.resolve()
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
     try:
         yield partial
         if partial.exists():

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_dspark.outputs import replacing
 from vllm_dspark.scheduler.cost_model import CostModel
 
 FOLDER = "costs"
@@ -73,14 +73,8 @@ class CostCache:
             return _NOWHERE
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".costs-")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(model.to_json(self._key) + "\n")
-                os.replace(temporary, self.path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            with replacing(self.path) as partial:
+                partial.write_text(model.to_json(self._key) + "\n", encoding="utf-8")
         except OSError as error:
             return f"{self.path} cannot be written: {error}"
         return ""
