@@ -35,6 +35,7 @@ class MeasuredArm:
     gamma: int  # 0 without speculation
     profile_context: int | None  # tokens; None for what vLLM profiles at by itself
     cells: tuple[Cell, ...]  # by concurrency
+    prefill_wait_ms: float | None = None  # where it says
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,12 @@ def read_sweep(text: str, prompt: int, temperature: float | None = None) -> Meas
             lengths=_lengths(prompt, settings),
             most_requests=int(settings["max_num_seqs"]),
             most_context=int(settings["max_model_len"]),
-            arms=tuple(_arm(name, arms[name], rs) for name, rs in kept.items() if rs),
+            # What an arm's engine has of its own is not simulated.
+            arms=tuple(
+                _arm(name, arms[name], rs)
+                for name, rs in kept.items()
+                if rs and not arms[name]["options"].get("engine")
+            ),
         )
     except KeyError as error:
         raise ValueError(f"its settings, an arm or a run lack {error}") from None
@@ -122,6 +128,7 @@ def _arm(name: str, arm: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -
     for run in runs:
         by_concurrency[run["concurrency"]].append(run)
     context = (arm["options"].get("env") or {}).get(_NEAR_CONTEXT)
+    ours = (arm["options"].get("additional_config") or {}).get("dspark") or {}
     cells = (_cell(c, several) for c, several in sorted(by_concurrency.items()))
     return MeasuredArm(
         name=name,
@@ -129,6 +136,7 @@ def _arm(name: str, arm: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -
         gamma=arm["gamma"] or 0,
         profile_context=None if context is None else int(context),
         cells=tuple(cells),
+        prefill_wait_ms=ours.get("prefill_wait_ms"),
     )
 
 
