@@ -11,6 +11,8 @@ from benchmarks.results_format import Kind
 
 GAMMAS = (1, 2, 3, 5, 7)
 NO_SPECULATION = "no speculation"
+INTERVAL = 4  # steps, of the arm without speculation whose prompts share steps
+NO_SPECULATION_INTERVAL = f"no speculation (prefills every {INTERVAL}th step)"
 BUILT_IN = "built-in adaptive"
 BUILT_IN_NEAR = "built-in adaptive (near context)"
 OURS = "vllm-dspark"
@@ -28,6 +30,7 @@ class ArmSpec:
         speculative: fields of the speculative config, None for no speculation.
         additional: `additional_config`.
         env: environment variables that only this arm has.
+        engine: arguments of the engine that only this arm has.
     """
 
     name: str
@@ -36,17 +39,19 @@ class ArmSpec:
     speculative: dict[str, Any] | None = None
     additional: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """What defines the arm, for the record, which names no folder of a machine."""
         speculative = dict(self.speculative) if self.speculative is not None else None
         if speculative and Path(speculative.get("model", "")).is_dir():
             speculative["model"] = Path(speculative["model"]).name
+        engine = {"engine": self.engine} if self.engine else {}
         return {
             "speculative_config": speculative,
             "additional_config": self.additional,
             "env": self.env,
-        }
+        } | engine
 
 
 def standard_arms(
@@ -57,8 +62,11 @@ def standard_arms(
     near_context: int = 256,
     variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, ArmSpec]:
-    """All peers by name: no speculation, fixed γ, vLLM's adaptive mode twice, ours, and variants of
-    ours.
+    """All peers by name: no speculation twice, fixed γ, vLLM's adaptive mode twice, ours, and
+    variants of ours.
+
+    The second without speculation shares steps between prompts, as ours does where it pays, by the
+    fixed interval that vLLM has an option for.
 
     Fixed γ and both adaptive arms are vLLM's built-in DSpark with the plugin turned off.
 
@@ -81,7 +89,11 @@ def standard_arms(
 
     adaptive = built_in(block, enable_adaptive_verification=True)
     near = {"VLLM_ADAPTIVE_VERIFICATION_PROFILE_CONTEXT_LEN": str(near_context)}
-    arms = [ArmSpec(NO_SPECULATION, "none")]
+    interval = {"prefill_schedule_interval": INTERVAL}
+    arms = [
+        ArmSpec(NO_SPECULATION, "none"),
+        ArmSpec(NO_SPECULATION_INTERVAL, "none", engine=interval),
+    ]
     arms += [
         ArmSpec(f"fixed {gamma}", "fixed", gamma, built_in(gamma), _PLUGIN_OFF) for gamma in gammas
     ]

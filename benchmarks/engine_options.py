@@ -78,7 +78,7 @@ def engine_options(
         options["speculative_config"] = arm.speculative
     if arm.additional:
         options["additional_config"] = arm.additional
-    return options
+    return options | arm.engine
 
 
 _GPU_ONLY = ("gpu_memory_utilization", "compilation_config", "max_num_batched_tokens")

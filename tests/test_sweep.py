@@ -17,7 +17,13 @@ import pytest
 import typer
 
 from benchmarks import sweep
-from benchmarks.arms import NO_SPECULATION, OURS, standard_arms
+from benchmarks.arms import (
+    INTERVAL,
+    NO_SPECULATION,
+    NO_SPECULATION_INTERVAL,
+    OURS,
+    standard_arms,
+)
 from benchmarks.engine_options import engine_environment, engine_options
 from benchmarks.engine_settings import GRAPHS
 from benchmarks.lengths import output_lengths
@@ -211,7 +217,18 @@ def test_every_arm_but_ours_has_the_plugin_off() -> None:
     arms = standard_arms("d", "greedy")
     assert [a.name for a in arms.values() if a.speculative and not a.additional] == [OURS]
     assert arms[NO_SPECULATION].speculative is None
-    assert len({json.dumps(arm.options()) for arm in arms.values()}) == len(arms) == 9
+    assert len({json.dumps(arm.options()) for arm in arms.values()}) == len(arms) == 10
+
+
+def test_the_interval_of_prefills_is_that_arms_own() -> None:
+    """It reaches the engine of the one, the record of the one, and none of the others."""
+    for arm in standard_arms("d", "greedy").values():
+        given = engine_options(
+            "t", arm, has_gpu=True, dtype="bfloat16", max_model_len=64, max_num_seqs=4,
+            graph_tokens=32, kv_cache_gib=1.0, gpu_share=0.5, seed=0,
+        ).get("prefill_schedule_interval")  # fmt: skip
+        expected = INTERVAL if arm.name == NO_SPECULATION_INTERVAL else None
+        assert given == expected == arm.options().get("engine", {}).get("prefill_schedule_interval")
 
 
 def test_variants_of_ours_are_checked_and_told_apart() -> None:
