@@ -21,9 +21,7 @@ def vllm_config(options: dict[str, Any] | None = None, gamma: int = GAMMA, **cha
         speculative_config=SimpleNamespace(
             num_speculative_tokens=gamma, num_speculative_tokens_per_batch_size=None
         ),
-        scheduler_config=SimpleNamespace(
-            scheduler_cls=None, async_scheduling=True, prefill_schedule_interval=1
-        ),
+        scheduler_config=SimpleNamespace(scheduler_cls=None, async_scheduling=True),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1),
         model_config=SimpleNamespace(is_moe=False, is_hybrid=False),
         kv_transfer_config=None,
@@ -186,21 +184,3 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     """By name, before anything loads."""
     with pytest.raises(DSparkConfigError, match=message):
         settled(options)
-
-
-@pytest.mark.parametrize(
-    ("options", "interval", "waits_ms"),
-    [
-        ({}, 1, 40.0),
-        ({"prefill_wait_ms": 12}, 1, 12.0),
-        ({"prefill_wait_ms": 0}, 1, 0.0),
-        ({"depth": 0}, 1, 40.0),
-        ({"target_tokens_per_second_per_user": 50.0}, 1, 40.0),
-        ({"goal": "latency"}, 1, 0.0),  # the first token comes first
-        ({"depth": 7}, 1, 0.0),  # vLLM's own scheduler runs
-        ({}, 4, 0.0),  # prefill_schedule_interval, which the operator chose
-    ],
-)
-def test_how_long_prompts_wait(options: dict[str, Any], interval: int, waits_ms: float) -> None:
-    plan, _ = settled(options, scheduler_config__prefill_schedule_interval=interval)
-    assert plan.prefill_wait_ms == waits_ms

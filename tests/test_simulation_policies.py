@@ -11,7 +11,6 @@ from vllm_dspark.simulation.built_in import BuiltIn, _tables
 from vllm_dspark.simulation.loads import closed_loop
 from vllm_dspark.simulation.ours import Ours, usual_depths
 from vllm_dspark.simulation.policies import Batch, FixedDepth, Outcome, Policy
-from vllm_dspark.simulation.replica import Replica
 from vllm_dspark.simulation.workload import Lengths
 
 CAPTURED = [1, 2, 4, 8, 16, 32]
@@ -122,20 +121,6 @@ def test_ours_corrects_a_wrong_profile() -> None:
     step = (32, 32, 0, 32, 0)
     assert policy.controller.cost.error < 10
     assert policy.controller.cost.step_ms(*step) == pytest.approx(on.cost.step_ms(*step), rel=0.2)
-
-
-def test_prompts_wait_where_their_steps_are_long() -> None:
-    """20 ms, where a step that only decodes takes 5: the server's own rule, on and off."""
-    on = engine(cost_model([[1, 512], [5.0, 6.0]], draft_ms=0.5), most_requests=64)
-    rates = {}
-    for wait_ms in (0.0, 40.0):
-
-        def make(seed: int, wait_ms: float = wait_ms) -> Replica:
-            return replica(Ours(GAMMA, on, prefill_wait_ms=wait_ms), on, seed=seed)
-
-        result = closed_loop(make, 64, Lengths(16, 60), 512, 0)
-        rates[wait_ms] = result.tokens_per_second
-    assert rates[40.0] > 1.15 * rates[0.0]
 
 
 def test_usual_depths_are_those_of_the_plugin() -> None:

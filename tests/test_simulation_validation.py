@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.simulations import cost_model, engine
+from tests.simulations import cost_model
 from vllm_dspark.simulation.acceptance import Drafter, conditional_acceptance
 from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.fitting import fit_engine
 from vllm_dspark.simulation.loads import closed_loop
 from vllm_dspark.simulation.measured import Measured, read_sweep
-from vllm_dspark.simulation.ours import Ours
 from vllm_dspark.simulation.policies import FixedDepth
 from vllm_dspark.simulation.replica import Replica
-from vllm_dspark.simulation.validation import BAR, _policy, misses, validate
+from vllm_dspark.simulation.validation import BAR, misses, validate
 from vllm_dspark.simulation.workload import Lengths
 
 SWEEP = Path(__file__).parent.parent / "benchmarks/results/h200-8b/sweep.json"
@@ -143,20 +142,9 @@ def test_a_missing_temperature_or_arm_is_named(known: Measured) -> None:
         fit_engine(known, (0,), Drafter([0.5]))
 
 
-def test_how_long_prompts_wait_is_the_arms_own() -> None:
-    """Where it says so; and what an engine was given beside is no policy to be replayed."""
+def test_what_an_engine_was_given_beside_is_no_policy_to_be_replayed() -> None:
+    """No arm takes the place of the one without speculation that costs are fitted to."""
     data = json.loads(made_up())
-    name, arm = next(iter(data["arms"].items()))
-    ours = arm | {"kind": "ours", "gamma": 3}
-    data["arms"] |= {
-        "ours": ours,
-        "waits": ours | {"options": {"additional_config": {"dspark": {"prefill_wait_ms": 0}}}},
-        "interval": arm | {"options": {"engine": {"prefill_schedule_interval": 4}}},
-    }
-    arms = {arm.name: arm for arm in read_sweep(json.dumps(data), 10).arms}
-    assert "interval" not in arms
-    assert [arms[n].prefill_wait_ms for n in (name, "ours", "waits")] == [None, None, 0]
-    for arm_name, expected_ms in (("ours", 7.0), ("waits", 0.0)):
-        policy = _policy(read_sweep(json.dumps(data), 10), engine(), arms[arm_name], 7.0, None)()
-        assert isinstance(policy, Ours)
-        assert policy._prefills.longest_ms == expected_ms
+    options = {"engine": {"prefill_schedule_interval": 4}}
+    data["arms"] = {"interval": data["arms"]["γ = 0"] | {"options": options}} | data["arms"]
+    assert [arm.name for arm in read_sweep(json.dumps(data), 10).arms] == list(data["arms"])[1:]

@@ -29,7 +29,6 @@ from vllm_dspark.integration.step_report import StepReport
 from vllm_dspark.scheduler.controller import DepthController
 from vllm_dspark.scheduler.cost_model import CostModel
 from vllm_dspark.scheduler.depth import Goal
-from vllm_dspark.scheduler.prefills import PrefillGroups
 
 GAMMA = 3
 STATS = SpeculationStats(
@@ -143,7 +142,7 @@ def test_other_engines_get_no_logger_of_ours(method: str | None, enabled: bool, 
 def test_counts_start_over_with_every_stats() -> None:
     controller = DepthController(GAMMA, Goal())
     controller.start((0, 1, 3), CostModel.default(GAMMA).to_json({}))
-    counts = SpeculationCounts(controller, PrefillGroups(0.0))
+    counts = SpeculationCounts(controller)
     for depth in (3, 3, 0):
         counts.scheduled(depth)
     counts.reported(StepReport(drafts=(2, 6, 4)))
@@ -163,7 +162,7 @@ def test_switches_and_probes_are_counted() -> None:
     """At a load where drafting does not pay, a probe is a step like any other but for its name."""
     controller = DepthController(GAMMA, Goal())
     controller.start((0, 1, 3), CostModel.default(GAMMA).to_json({}))
-    counts = SpeculationCounts(controller, PrefillGroups(0.0))
+    counts = SpeculationCounts(controller)
     switched = probed = 0
     for n in range(3000):
         requests = 1 if n < 200 else 900

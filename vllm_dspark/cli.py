@@ -134,10 +134,6 @@ def simulate(
     launch_ms: Annotated[
         float | None, typer.Option(min=0.0, help="Least ms of a step with a prefill.")
     ] = None,
-    prefill_wait_ms: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="That ours holds a prompt back at most; default: the server's."),
-    ] = None,
     validate: Annotated[bool, typer.Option(help="Predict arms of the sweep from others.")] = False,
     json: Annotated[Path | None, typer.Option(help="File to write the figures to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
@@ -160,7 +156,7 @@ def simulate(
             whole_numbers("--concurrency", concurrency, "1,16,64"),
             numbers("--rate", rate, "10,40"), gpus, prompt, output,
             whole_numbers("--fixed", fixed, "1,3"), floor, requests, seconds,
-            max_num_seqs, launch_ms, prefill_wait_ms, validate, seed, json, plot,
+            max_num_seqs, launch_ms, validate, seed, json, plot,
         )  # fmt: skip
         for part in command.check(options) if validate else command.plan(options):
             console.print(part, markup=False, soft_wrap=isinstance(part, str))

@@ -120,16 +120,6 @@ class DSparkConfig(BaseModel):
             "Tokens per second that each request is to get at least; throughput comes second."
         ),
     )
-    prefill_wait_ms: float = Field(
-        default=40.0,
-        ge=0,
-        allow_inf_nan=False,
-        description=(
-            "Milliseconds that a prompt is held back at most, so that several share a step: as "
-            "many as measured steps say pay at the load. 0: none is. Without effect where the goal "
-            "is latency."
-        ),
-    )
     calibration: str = Field(
         default="auto",
         min_length=1,

@@ -36,7 +36,6 @@ class DepthPlan:
             predict.
         whole_backbone: the backbone runs on a full block at any depth above 0.
         goal: what depth is chosen for.
-        prefill_wait_ms: that our scheduler holds a prompt back at most.
     """
 
     gamma: int
@@ -46,7 +45,6 @@ class DepthPlan:
     bonus: int
     whole_backbone: bool
     goal: Goal
-    prefill_wait_ms: float = 0.0
 
     @classmethod
     def of(cls, vllm_config: Any) -> DepthPlan:
@@ -68,9 +66,6 @@ class DepthPlan:
             depths = {fixed}
         floor = config.target_tokens_per_second_per_user
         goal = Goal(config.goal) if floor is None else Goal("floor", floor)
-        # An interval of the operator's own comes first; so does the first token.
-        waits = ours and goal.kind != "latency"
-        waits = waits and vllm_config.scheduler_config.prefill_schedule_interval == 1
         return cls(
             gamma=gamma,
             depths=tuple(sorted({*depths, gamma} - {0})),
@@ -79,7 +74,6 @@ class DepthPlan:
             bonus=vllm_config.num_lookahead_tokens - gamma,
             whole_backbone=config.draft_block == "full",
             goal=goal,
-            prefill_wait_ms=config.prefill_wait_ms if waits else 0.0,
         )
 
     @property

@@ -71,10 +71,7 @@ def _take_place(vllm_config: Any) -> bool:
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
     obstacle = settle_depth(vllm_config, config)
-    depths = DepthPlan.of(vllm_config)
-    depth = depths.describe() + (f" ({obstacle})" if obstacle else "")
-    if depths.prefill_wait_ms:
-        depth += f", prompts wait up to {depths.prefill_wait_ms:g} ms for each other"
+    depth = DepthPlan.of(vllm_config).describe() + (f" ({obstacle})" if obstacle else "")
     calibration = "none"
     if plan.adaptive:
         found = calibration_of(vllm_config, config)

@@ -24,7 +24,6 @@ _COUNTERS = {
     "scheduled_drafts": ("scheduled", "Drafts that steps could have verified."),
     "verified_drafts": ("verified", "Drafts that were verified; the others were left out."),
     "accepted_drafts": ("accepted", "Drafts that were verified and accepted."),
-    "held_prefill_steps": ("held", "Steps in which prompts waited to share a later one."),
     "ignored_reports": ("ignored", "Reports of the workers that made no sense."),
 }
 

@@ -16,14 +16,10 @@ in step t is written at most `lookahead(d)` slots beyond the tokens of step t, e
 are accepted, and its slots are taken before step t is launched. Steps that are in flight took
 theirs before; blocks are never taken back from a request that runs. So it is enough that each step
 reserves for its own depth.
-
-Prompts wait for each other where that pays (`vllm_dspark.scheduler.prefills`), through the argument
-by which vLLM balances prefills between data-parallel ranks.
 """
 
 from __future__ import annotations
 
-import time
 from operator import attrgetter
 from typing import Any
 
@@ -44,7 +40,6 @@ from vllm_dspark.integration.step_report import (
     take_report,
 )
 from vllm_dspark.scheduler.controller import DepthController
-from vllm_dspark.scheduler.prefills import PrefillGroups
 from vllm_dspark.scheduler.running_survival import outcomes
 
 _COUNT_EVERY = 16  # steps
@@ -55,7 +50,6 @@ class DepthScheduling:
 
     Attributes:
         controller: chooses the depth.
-        prefills: says when prompts wait.
     """
 
     vllm_config: Any
@@ -69,7 +63,6 @@ class DepthScheduling:
     deferred_waiting: Any
     get_request_counts: Any
     pause_state: Any
-    prefill_capacity_bound: bool
     broken: frozenset[str] = frozenset()  # see `BrokenRequests`
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,26 +71,20 @@ class DepthScheduling:
         self.controller = DepthController(
             plan.gamma, plan.goal, fixed=plan.fixed, max_requests=self.max_num_active_reqs
         )
-        self.prefills = PrefillGroups(plan.prefill_wait_ms)
         self._depths: list[int] = []  # to fall back to, descending
         self._room = KvRoom(self, plan.lookahead)
         self._learned: list[TimedStep] = []  # steps that the next plan hands on
         self._ranked = False  # a worker says what survives
         self._counted = 0, 0  # running requests, and their tokens
         self._uncounted = 0  # steps since then
-        self._counts = SpeculationCounts(self.controller, self.prefills)
+        self._counts = SpeculationCounts(self.controller)
         if plan.fixed is not None:
             self._follow([plan.fixed])
 
-    def schedule(self, throttle_prefills: bool = False) -> Any:
-        """Choose the depth, and whether prompts wait, then schedule for it; see vLLM's."""
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Choose the depth, then schedule for it; see vLLM's."""
         self._choose()
-        if self._holds_prefills():
-            throttle_prefills = True
-            self.prefill_capacity_bound = False  # that there are more than places is no obstacle
-        # vLLM's, mixed in after
-        output = super().schedule(throttle_prefills)  # type: ignore[misc]
-        self._prefilled(output)
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's, mixed in after
         attach_plan(output, StepPlan(tuple(self._learned), self.controller.cost))
         self._learned.clear()
         if output.total_num_scheduled_tokens:
@@ -141,26 +128,6 @@ class DepthScheduling:
         depth = self._room.fitting_depth([chosen, *shallower])
         self.dynamic_sd_lookup.depth = depth
         self.num_lookahead_tokens = self._plan.lookahead(depth)
-
-    def _holds_prefills(self) -> bool:
-        if not self.prefills.longest_ms:
-            return False
-        running, waiting = self.get_request_counts()
-        waiting = min(waiting - len(self.deferred_waiting), self.max_num_active_reqs - running)
-        # Where a prompt is under way the step prefills in any case.
-        under_way = waiting > 0 and any(map(attrgetter("is_prefill_chunk"), self.running))
-        if under_way or self.pause_state != PauseState.UNPAUSED:
-            waiting = 0
-        return self.prefills.holds(1000 * time.monotonic(), running, max(waiting, 0))
-
-    def _prefilled(self, output: Any) -> None:
-        """Tell what the step became."""
-        if not self.prefills.longest_ms:
-            return
-        drafts = sum(map(len, output.scheduled_spec_decode_tokens.values()))
-        prompts = output.total_num_scheduled_tokens - drafts - len(output.num_scheduled_tokens)
-        arrived = len(output.scheduled_new_reqs)
-        self.prefills.scheduled(arrived, max(prompts, 0) + arrived)
 
     def _context(self) -> int:
         """Tokens computed of all running requests, at most some steps ago: in sum they change

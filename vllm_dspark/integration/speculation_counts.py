@@ -9,7 +9,6 @@ from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.integration.speculation_stats import SpeculationStats
 from vllm_dspark.integration.step_report import StepReport
 from vllm_dspark.scheduler.controller import DepthController
-from vllm_dspark.scheduler.prefills import PrefillGroups
 
 _ERROR_EVERY = 16  # stats
 
@@ -19,16 +18,15 @@ class SpeculationCounts:
 
     Args:
         controller: chooses the depth.
-        prefills: says when prompts wait.
     """
 
-    def __init__(self, controller: DepthController, prefills: PrefillGroups) -> None:
-        self._controller, self._prefills = controller, prefills
+    def __init__(self, controller: DepthController) -> None:
+        self._controller = controller
         self._steps: Counter[int] = Counter()
         self._probes = 0
         self._drafts = [0, 0, 0]
         self._calibration: dict[str, float] = {}
-        self._switches = self._ignored = self._held = 0  # until the last stats
+        self._switches = self._ignored = 0  # until the last stats
         self._takes = 0
 
     def scheduled(self, depth: int) -> None:
@@ -64,12 +62,10 @@ class SpeculationCounts:
             verified=verified,
             accepted=accepted,
             ignored=controller.ignored - self._ignored,
-            held=self._prefills.held - self._held,
             cost_error_percent=self._cost_error(),
             calibration_error=self._calibration,
         )
         self._switches, self._ignored = switches, controller.ignored
-        self._held = self._prefills.held
         self._steps.clear()
         self._probes, self._drafts, self._calibration = 0, [0, 0, 0], {}
         return stats

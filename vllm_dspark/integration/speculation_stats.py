@@ -32,7 +32,6 @@ class SpeculationStats:
     verified: int = 0  # drafts
     accepted: int = 0  # drafts
     ignored: int = 0  # reports of the workers that made no sense
-    held: int = 0  # steps that prompts were held back in
     # Median of the last predictions of a step's time; None between two looks at it.
     cost_error_percent: float | None = None
     # By regime, of what is remembered: |predicted − observed| acceptance, see `ece`.

@@ -58,10 +58,6 @@ class BuiltIn:
         """See `Policy`."""
         return self.gamma
 
-    def holds(self, queue: Queue) -> bool:
-        """See `Policy`."""
-        return False
-
     def lengths(self, batch: Batch) -> Ints:
         """See `Policy`."""
         total = int(batch.drafts.sum())

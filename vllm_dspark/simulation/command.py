@@ -20,7 +20,6 @@ from vllm_dspark.simulation.fitting import Fit, fit_engine
 from vllm_dspark.simulation.loads import MOST_REPLICAS
 from vllm_dspark.simulation.measured import Measured
 from vllm_dspark.simulation.options import Options, SimulationError
-from vllm_dspark.simulation.ours import PREFILL_WAIT_MS
 from vllm_dspark.simulation.validation import validate
 from vllm_dspark.simulation.workload import Lengths
 
@@ -59,7 +58,6 @@ def plan(options: Options) -> Iterator[Printable]:
         gpus=options.gpus,
         fixed=options.fixed or tuple(d for d in (1, 2, 3, 5, 7) if d <= drafter.gamma),
         goal=Goal() if floor is None else Goal("floor", floor),
-        prefill_wait_ms=_wait_ms(options),
         requests=options.requests, seconds=options.seconds, seed=options.seed,
         **({"most_context": measured.most_context} if measured else {}),
     )  # fmt: skip
@@ -98,7 +96,7 @@ def check(options: Options) -> Iterator[Printable]:
     fit = _fit(options, measured, fitted, drafter)
     yield _fit_line(fit, fitted)
     yield from _extrapolated(options, measured)
-    rows = validate(measured, fit, drafter, fitted, options.seed + 1, _wait_ms(options))
+    rows = validate(measured, fit, drafter, fitted, options.seed + 1)
     yield tables.validation_table(rows)
     yield tables.validation_line(rows)
     figures = {"engine": _fit_line(fit, fitted), "rows": [row.to_dict() for row in rows]}
@@ -116,10 +114,6 @@ def _measured(options: Options) -> Measured | None:
     if options.sweep is None:
         return None
     return inputs.sweep(options.sweep, options.prompt)
-
-
-def _wait_ms(options: Options) -> float:
-    return PREFILL_WAIT_MS if options.prefill_wait_ms is None else options.prefill_wait_ms
 
 
 def _gammas(options: Options, measured: Measured) -> list[int]:

@@ -35,7 +35,6 @@ class MeasuredArm:
     gamma: int  # 0 without speculation
     profile_context: int | None  # tokens; None for what vLLM profiles at by itself
     cells: tuple[Cell, ...]  # by concurrency
-    prefill_wait_ms: float | None = None  # where it says
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,6 @@ def _arm(name: str, arm: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -
     for run in runs:
         by_concurrency[run["concurrency"]].append(run)
     context = (arm["options"].get("env") or {}).get(_NEAR_CONTEXT)
-    ours = (arm["options"].get("additional_config") or {}).get("dspark") or {}
     cells = (_cell(c, several) for c, several in sorted(by_concurrency.items()))
     return MeasuredArm(
         name=name,
@@ -136,7 +134,6 @@ def _arm(name: str, arm: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -
         gamma=arm["gamma"] or 0,
         profile_context=None if context is None else int(context),
         cells=tuple(cells),
-        prefill_wait_ms=ours.get("prefill_wait_ms"),
     )
 
 

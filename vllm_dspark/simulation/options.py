@@ -12,13 +12,11 @@ class SimulationError(ValueError):
     """What was asked for cannot be simulated; the message says why and what to do."""
 
 
-_FINITE = (
-    "sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms", "prefill_wait_ms",
-)  # fmt: skip
+_FINITE = ("sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms")
 # What a validation has a use for; it takes all else from the sweep.
 _VALIDATED = (
     "sweep", "validate", "acceptance", "sharpness", "noise", "overconfidence", "prompt", "seed",
-    "json", "prefill_wait_ms",
+    "json",
 )  # fmt: skip
 
 
@@ -47,7 +45,6 @@ class Options:
     seconds: float = 60.0
     max_num_seqs: int | None = None
     launch_ms: float | None = None
-    prefill_wait_ms: float | None = None
     validate: bool = False
     seed: int = 0
     json: Path | None = None

@@ -13,11 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vllm_dspark.calibration.online import OnlineCalibrator
-from vllm_dspark.config import DSparkConfig
 from vllm_dspark.scheduler.budget import allocate
 from vllm_dspark.scheduler.controller import DepthController
 from vllm_dspark.scheduler.depth import Goal
-from vllm_dspark.scheduler.prefills import PrefillGroups
 from vllm_dspark.scheduler.running_survival import RunningSurvival
 from vllm_dspark.scheduler.survival import prefix_survival
 from vllm_dspark.scheduler.verification import VerificationPolicy
@@ -25,7 +23,6 @@ from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.policies import Batch, Ints, Outcome, Queue
 
 STEPS_LATE = 2
-PREFILL_WAIT_MS: float = DSparkConfig.model_fields["prefill_wait_ms"].default
 
 
 def usual_depths(gamma: int) -> tuple[int, ...]:
@@ -41,7 +38,6 @@ class Ours:
         engine: that it runs on. Its costs are the profile; what steps take corrects them.
         goal: what the depth is chosen for.
         depths: that can be drafted; `usual_depths` if None.
-        prefill_wait_ms: that a prompt is held back at most.
 
     Attributes:
         controller: DepthController.
@@ -53,12 +49,10 @@ class Ours:
         engine: Engine,
         goal: Goal | None = None,
         depths: Sequence[int] | None = None,
-        prefill_wait_ms: float = PREFILL_WAIT_MS,
     ) -> None:
         slots = engine.most_requests
         self.controller = DepthController(gamma, goal or Goal(), max_requests=slots)
         self.controller.start(depths or usual_depths(gamma), engine.cost.to_json({}))
-        self._prefills, self._arrived = PrefillGroups(prefill_wait_ms), 0
         self._calibrator = OnlineCalibrator(gamma)
         self._policy = VerificationPolicy(slots, gamma, self._calibrator, self.controller.cost)
         self._survival = RunningSurvival(gamma)
@@ -69,7 +63,6 @@ class Ours:
         """See `Policy`."""
         self._policy.add_request(slot, step, sampled=True)
         self._current[slot] = np.nan
-        self._arrived += 1
 
     def depth(self, queue: Queue) -> int:
         """See `Policy`."""
@@ -80,16 +73,8 @@ class Ours:
             free_kv_fraction=1.0,
         )
 
-    def holds(self, queue: Queue) -> bool:
-        """See `Policy`."""
-        return self._prefills.holds(queue.clock, queue.requests, queue.startable)
-
     def lengths(self, batch: Batch) -> Ints:
         """See `Policy`."""
-        self._prefills.scheduled(
-            self._arrived, batch.base_tokens - batch.slots.size + self._arrived
-        )
-        self._arrived = 0
         self._collect(batch.step)
         slots, drafts = batch.slots, batch.drafts
         lengths = np.zeros_like(drafts)

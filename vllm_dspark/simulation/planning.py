@@ -12,7 +12,7 @@ from vllm_dspark.simulation.acceptance import Drafter
 from vllm_dspark.simulation.built_in import PROFILE_CONTEXT, BuiltIn
 from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.loads import Result, closed_loop, poisson
-from vllm_dspark.simulation.ours import PREFILL_WAIT_MS, Ours
+from vllm_dspark.simulation.ours import Ours
 from vllm_dspark.simulation.policies import FixedDepth, Policy
 from vllm_dspark.simulation.replica import Replica
 from vllm_dspark.simulation.workload import Lengths
@@ -33,7 +33,6 @@ class Plan:
         gpus: independent replicas, at least 1.
         fixed: depths of arms that never change theirs, each in 1..γ.
         goal: ours is asked for.
-        prefill_wait_ms: that ours holds a prompt back at most.
         most_context: tokens a request can have; the built-in mode profiles up to that.
         requests: for each one in flight.
         seconds: of arrivals, where they come at a rate.
@@ -50,7 +49,6 @@ class Plan:
     gpus: int = 1
     fixed: Sequence[int] = ()
     goal: Goal = field(default_factory=Goal)
-    prefill_wait_ms: float = PREFILL_WAIT_MS
     most_context: int = PROFILE_CONTEXT
     requests: int = 8
     seconds: float = 60.0
@@ -75,7 +73,7 @@ class Plan:
             NONE: lambda: FixedDepth(0),
             **fixed,
             BUILT_IN: lambda: BuiltIn(gamma, engine, self.most_context),
-            OURS: lambda: Ours(gamma, engine, self.goal, prefill_wait_ms=self.prefill_wait_ms),
+            OURS: lambda: Ours(gamma, engine, self.goal),
         }
 
 

@@ -21,8 +21,6 @@ class Queue:
     requests: int  # running
     waiting: int
     context_tokens: int  # of the running ones
-    clock: float  # ms
-    startable: int  # prompts that could be part of the step, none where one is under way
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,6 @@ class Policy(Protocol):
     def depth(self, queue: Queue) -> int:
         """Drafts per request at the end of the step that is being scheduled, 0..γ."""
 
-    def holds(self, queue: Queue) -> bool:
-        """Whether all that wait go on waiting in the step that is being scheduled."""
-
     def lengths(self, batch: Batch) -> Ints:
         """int64 [R]: drafts of each request to verify, at most those that are scheduled."""
 
@@ -83,10 +78,6 @@ class FixedDepth:
     def depth(self, queue: Queue) -> int:
         """See `Policy`."""
         return self._depth
-
-    def holds(self, queue: Queue) -> bool:
-        """See `Policy`."""
-        return False
 
     def lengths(self, batch: Batch) -> Ints:
         """See `Policy`."""

@@ -94,14 +94,10 @@ class Replica:
             Requests that ended with it.
         """
         running = np.flatnonzero(self._output)
-        context = int(self._context[running].sum())
-        ready = sum(first <= self._step for first, _ in self._waiting)
-        free = self._engine.most_requests - running.size
-        startable = 0 if self._prefill[running].any() else min(ready, free)
-        queue = Queue(running.size, len(self._waiting), context, self.clock, startable)
-        depth = self._policy.depth(queue)
-        if not self._policy.holds(queue):
-            self._admit()
+        depth = self._policy.depth(
+            Queue(running.size, len(self._waiting), int(self._context[running].sum()))
+        )
+        self._admit()
         slots, chunks = self._schedule()
         # Where nothing is scheduled yet, the step takes no time.
         ended = self._run(slots, chunks, depth) if slots.size else []

@@ -20,7 +20,7 @@ from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.fitting import Fit
 from vllm_dspark.simulation.loads import closed_loop
 from vllm_dspark.simulation.measured import Cell, Measured, MeasuredArm
-from vllm_dspark.simulation.ours import PREFILL_WAIT_MS, Ours
+from vllm_dspark.simulation.ours import Ours
 from vllm_dspark.simulation.policies import FixedDepth, Policy
 from vllm_dspark.simulation.replica import Replica
 
@@ -54,12 +54,7 @@ class Row:
 
 
 def validate(
-    measured: Measured,
-    fit: Fit,
-    drafter: Drafter,
-    gammas: Sequence[int],
-    seed: int = 1,
-    prefill_wait_ms: float = PREFILL_WAIT_MS,
+    measured: Measured, fit: Fit, drafter: Drafter, gammas: Sequence[int], seed: int = 1
 ) -> list[Row]:
     """One row for every measured arm and concurrency, in the order of the sweep; built-in arms
     have two.
@@ -68,16 +63,14 @@ def validate(
         measured, drafter, gammas: as they were fitted.
         fit: see `fit_engine`.
         seed: of the simulations.
-        prefill_wait_ms: of our arms that do not say themselves.
     """
     rows = []
     for arm in measured.arms:
         fitted = arm.kind in ("none", "fixed") and arm.gamma in gammas
         for cell in arm.cells:
-            known = measured, fit.engine, drafter, arm, cell
-            rows.append(_row(*known, fitted, seed, prefill_wait_ms))
+            rows.append(_row(measured, fit.engine, drafter, arm, cell, fitted, seed))
             if arm.kind == "built-in adaptive" and cell.verified_per_request is not None:
-                rows.append(_row(*known, False, seed, prefill_wait_ms, given=True))
+                rows.append(_row(measured, fit.engine, drafter, arm, cell, False, seed, given=True))
     return rows
 
 
@@ -94,10 +87,9 @@ def _row(
     cell: Cell,
     fitted: bool,
     seed: int,
-    wait_ms: float,
     given: bool = False,
 ) -> Row:
-    decide = _policy(measured, engine, arm, wait_ms, cell.verified_per_request if given else None)
+    decide = _policy(measured, engine, arm, cell.verified_per_request if given else None)
     times = max(-(-_FEWEST_REQUESTS // cell.requests), 1)
     results = [
         closed_loop(
@@ -121,11 +113,10 @@ def _row(
 
 
 def _policy(
-    measured: Measured, engine: Engine, arm: MeasuredArm, wait_ms: float, verified: float | None
+    measured: Measured, engine: Engine, arm: MeasuredArm, verified: float | None
 ) -> Callable[[], Policy]:
     if arm.kind == "ours":
-        own_ms = wait_ms if arm.prefill_wait_ms is None else arm.prefill_wait_ms
-        return lambda: Ours(arm.gamma, engine, prefill_wait_ms=own_ms)
+        return lambda: Ours(arm.gamma, engine)
     if arm.kind == "built-in adaptive":
         context = arm.profile_context or PROFILE_CONTEXT
         return lambda: BuiltIn(arm.gamma, engine, measured.most_context, context, verified)
