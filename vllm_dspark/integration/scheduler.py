@@ -43,6 +43,7 @@ from vllm_dspark.scheduler.controller import DepthController
 from vllm_dspark.scheduler.running_survival import outcomes
 
 _COUNT_EVERY = 16  # steps
+_ALIKE = 8  # running requests are about as many if fewer than one in so many came or went
 
 
 class DepthScheduling:
@@ -130,14 +131,16 @@ class DepthScheduling:
         self.num_lookahead_tokens = self._plan.lookahead(depth)
 
     def _context(self) -> int:
-        """Tokens computed of all running requests, at most some steps ago: in sum they change
-        little as long as the requests are as many."""
+        """Tokens computed of all running requests, by their mean of at most some steps ago, which
+        changes little as long as they are about as many."""
         running = len(self.running)
         self._uncounted += 1
-        if self._counted[0] != running or self._uncounted >= _COUNT_EVERY:
+        changed = abs(self._counted[0] - running) * _ALIKE > running
+        if changed or not running or self._uncounted >= _COUNT_EVERY:
             tokens = sum(map(attrgetter("num_computed_tokens"), self.running))
             self._counted, self._uncounted = (running, tokens), 0
-        return self._counted[1]
+        counted, tokens = self._counted
+        return tokens * running // counted if counted else 0
 
     def _follow(self, depths: list[int]) -> None:
         """From now on vLLM asks us for the depth of each step."""

@@ -10,7 +10,7 @@ their sums come out right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -47,8 +47,7 @@ class DSparkSchedulerStats(SchedulerStats):
 
 def with_speculation(stats: SchedulerStats, speculation: SpeculationStats) -> DSparkSchedulerStats:
     """The same stats, with ours."""
-    theirs = {entry.name: getattr(stats, entry.name) for entry in fields(stats)}
-    return DSparkSchedulerStats(**theirs, speculation=speculation)
+    return DSparkSchedulerStats(**vars(stats), speculation=speculation)
 
 
 @cache

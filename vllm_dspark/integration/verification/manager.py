@@ -112,7 +112,7 @@ class VerificationManager(StartUp, ABC):
         """A request of this step took a slot."""
         self._rows.forget()
         facts = self._facts.get(self.layout.req_states.index_to_req_id[req_idx], RequestFacts())
-        self.policy.add_request(req_idx, self._step, **asdict(facts))
+        self.policy.add_request(req_idx, self._step, **vars(facts))
 
     def get_num_tokens(
         self, num_tokens_per_req: dict[str, int], draft_tokens: dict[str, list[int]]
