@@ -219,3 +219,19 @@ def test_what_cannot_be_done_is_said(arguments: list[str], said: str) -> None:
     code, text = simulate(*arguments)
     assert code == 1
     assert said in text
+
+
+def test_a_temperature_of_the_sweep_is_chosen(tmp_path: Path) -> None:
+    """Greedy runs beside the others, in which every draft is accepted."""
+    data = json.loads(made_up())
+    for arm in data["arms"].values():
+        length = 1.0 + (arm["gamma"] or 0)
+        arm["runs"] += [r | {"temperature": 0.0, "accepted_length": length} for r in arm["runs"]]
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(data))
+    few = ["--sweep", str(path), "--fixed", "1", "--concurrency", "1", "--requests", "1"]
+    assert "acceptance: 1.00" not in simulate(*few)[1]
+    assert "acceptance: 1.00 1.00" in simulate(*few, "--temperature", "0")[1]
+    code, text = simulate(*few, "--temperature", "0.5")
+    assert code == 1
+    assert "no runs at temperature 0.5; it has some at: 0, 1" in text

@@ -47,7 +47,8 @@ def test_a_limit_is_named(text: str) -> None:
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize(
-    "name", ["sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms"]
+    "name",
+    ["temperature", "sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms"],
 )
 def test_numbers_must_be_finite(name: str, value: float) -> None:
     with pytest.raises(SimulationError, match=f"^--{name.replace('_', '-')} must be a finite"):
@@ -64,6 +65,7 @@ def test_a_floor_is_above_0() -> None:
     [
         ({"sweep": SWEEP, "launch_ms": 5.0}, "--launch-ms would do nothing"),
         ({"seconds": 5.0}, "--seconds would do nothing"),
+        ({"temperature": 0.0, "acceptance": (0.5,)}, "--temperature would do nothing"),
         ({"rate": (1.0,), "requests": 3}, "--requests would do nothing"),
         ({"rate": (1.0,), "concurrency": (1,)}, "--concurrency and --rate"),
         ({"validate": True}, "--validate needs a sweep"),
@@ -94,6 +96,6 @@ def test_what_a_validation_has_no_use_for(name: str, value: Any) -> None:
 
 def test_what_a_validation_needs() -> None:
     Options(
-        sweep=SWEEP, validate=True, acceptance=(0.5,), sharpness=2.0, noise=0.1,
+        sweep=SWEEP, validate=True, temperature=0.0, acceptance=(0.5,), sharpness=2.0, noise=0.1,
         overconfidence=0.2, prompt=9, seed=3, json=SWEEP,
     )  # fmt: skip

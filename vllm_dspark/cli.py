@@ -108,6 +108,9 @@ def simulate(
     sweep: Annotated[
         Path | None, typer.Option(help="A sweep's JSON: costs and acceptance are fitted to it.")
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the sweep's runs; default: its highest.")
+    ] = None,
     acceptance: Annotated[
         str, typer.Option(help="By position, given acceptance before: 0.8,0.7,…")
     ] = "",
@@ -151,7 +154,8 @@ def simulate(
         raise typer.Exit(1) from None
     try:
         options = Options(
-            profile, sweep, numbers("--acceptance", acceptance, "0.8,0.7", most=1.0),
+            profile, sweep, temperature,
+            numbers("--acceptance", acceptance, "0.8,0.7", most=1.0),
             sharpness, noise, overconfidence,
             whole_numbers("--concurrency", concurrency, "1,16,64"),
             numbers("--rate", rate, "10,40"), gpus, prompt, output,

@@ -113,7 +113,7 @@ def _check_outputs(options: Options) -> None:
 def _measured(options: Options) -> Measured | None:
     if options.sweep is None:
         return None
-    return inputs.sweep(options.sweep, options.prompt)
+    return inputs.sweep(options.sweep, options.prompt, options.temperature)
 
 
 def _gammas(options: Options, measured: Measured) -> list[int]:

@@ -19,7 +19,7 @@ _PROFILE = (
 )
 
 
-def sweep(path: Path, prompt: int) -> Measured:
+def sweep(path: Path, prompt: int, temperature: float | None = None) -> Measured:
     """Measurements of a sweep; see `read_sweep`.
 
     Raises:
@@ -27,7 +27,7 @@ def sweep(path: Path, prompt: int) -> Measured:
     """
     text = _text("--sweep", path, _SWEEP)
     with blaming(f"--sweep {path}", _SWEEP):
-        return read_sweep(text, prompt)
+        return read_sweep(text, prompt, temperature)
 
 
 def profile(path: Path) -> tuple[CostModel, dict[str, Any]]:

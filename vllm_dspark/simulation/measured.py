@@ -88,7 +88,8 @@ def read_sweep(text: str, prompt: int, temperature: float | None = None) -> Meas
         found = {run["temperature"] for several in runs.values() for run in several}
         wanted = max(found, default=0.0) if temperature is None else temperature
         if wanted not in found:
-            raise ValueError(f"it has no runs at temperature {wanted:g}")
+            others = ", ".join(f"{heat:g}" for heat in sorted(found)) or "none"
+            raise ValueError(f"it has no runs at temperature {wanted:g}; it has some at: {others}")
         kept = {n: [r for r in rs if r["temperature"] == wanted] for n, rs in runs.items()}
         return Measured(
             temperature=float(wanted),

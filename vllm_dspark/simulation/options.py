@@ -12,11 +12,13 @@ class SimulationError(ValueError):
     """What was asked for cannot be simulated; the message says why and what to do."""
 
 
-_FINITE = ("sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms")
+_FINITE = (
+    "temperature", "sharpness", "noise", "overconfidence", "floor", "seconds", "launch_ms",
+)  # fmt: skip
 # What a validation has a use for; it takes all else from the sweep.
 _VALIDATED = (
-    "sweep", "validate", "acceptance", "sharpness", "noise", "overconfidence", "prompt", "seed",
-    "json",
+    "sweep", "validate", "temperature", "acceptance", "sharpness", "noise", "overconfidence",
+    "prompt", "seed", "json",
 )  # fmt: skip
 
 
@@ -30,6 +32,7 @@ class Options:
 
     profile: Path | None = None
     sweep: Path | None = None
+    temperature: float | None = None  # of the sweep's runs
     acceptance: Sequence[float] = ()
     sharpness: float = 1.0
     noise: float = 0.5
@@ -68,6 +71,10 @@ class Options:
             self._check_unused("requests", "tells of --concurrency; --rate goes by --seconds")
         else:
             self._check_unused("seconds", "tells of arrivals. Fix: --rate, or leave it out")
+        if self.sweep is None:
+            self._check_unused(
+                "temperature", "tells of a sweep. Fix: --sweep FILE, or leave it out"
+            )
         if self.sweep is not None and self.profile is None:
             self._check_unused(
                 "launch_ms", "is fitted to the sweep. Fix: leave it out, or give a --profile"
