@@ -10,6 +10,7 @@ The token after the accepted drafts is drawn from two tiles, of two words and of
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ WORDS, GAMMA = 3, 2
 SAMPLES = 1 << 20 if DEVICE.type == "cuda" else 96  # the interpreter needs about 60 ms for each
 AT_ONCE = 1 << 15
 TEMPERATURE = 0.7
-SIGNIFICANCE = 1e-3  # of one test; there are 12 and seeds are fixed
+SIGNIFICANCE = 1e-3  # of one test; there are 16 and seeds are fixed
 METHODS: tuple[Method, ...] = ("standard", "block")
+# Tokens [n, γ + 1], whatever behind those that are emitted, and counts of emitted and accepted [n].
+Emitted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,9 @@ def choose(random: np.random.Generator, p: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def outcome(kind: str, method: Method) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def outcome(
+    kind: str, method: Method, by: Callable[[Batch, Method], Emitted]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sequences [N, 3], accepted and verified drafts [N]."""
     random = np.random.default_rng(5)
     q = drafter(kind)
@@ -71,7 +76,8 @@ def outcome(kind: str, method: Method) -> tuple[np.ndarray, np.ndarray, np.ndarr
     parts = []
     for at in range(0, SAMPLES, AT_ONCE):
         some = slice(at, at + AT_ONCE)
-        parts.append(_verify(kind, method, q, first[some], second[some], lengths[some], at))
+        case = _case(kind, q, first[some], second[some], lengths[some], at)
+        parts.append([tensor.cpu().numpy() for tensor in by(on_device(case), method)])
     tokens, counts, accepted = (np.concatenate(part) for part in zip(*parts, strict=True))
     for i in range(1, GAMMA + 1):
         prefix = tuple(tokens[:, :i].T)
@@ -79,10 +85,39 @@ def outcome(kind: str, method: Method) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return tokens, accepted, lengths
 
 
-def _verify(
-    kind: str, method: Method, q: list[np.ndarray], first: Any, second: Any, lengths: Any, at: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [n, 3] with -1 where none was emitted, and counts of emitted and accepted [n]."""
+def by_ours(case: Batch, method: Method) -> Emitted:
+    """What our kernels emit."""
+    verdict = Verifier(len(case.slots), case.gamma, DEVICE).verify(case, method)
+    assert not verdict.failed.any()
+    return verdict.tokens, verdict.emitted, verdict.accepted
+
+
+def by_vllms(case: Batch, method: Method) -> Emitted:
+    """What vLLM's own emit."""
+    rows, slots = len(case.logits), case.slots.to(torch.int32)
+    lengths = case.offsets.diff()
+    expanded = slots.repeat_interleave(lengths)
+    local = torch.arange(rows, device=DEVICE) - case.offsets[:-1].repeat_interleave(lengths)
+    heat = case.temperature[expanded.long()]
+    tokens, counts = rejection_sample(
+        case.logits / torch.where(heat == 0, 1, heat)[:, None],
+        case.draft.logits if isinstance(case.draft, DenseDraft) else None,
+        case.tokens,
+        case.offsets,
+        case.positions,
+        slots,
+        expanded,
+        local.to(torch.int32),
+        case.temperature,
+        case.seeds,
+        case.gamma,
+        use_block_verification=method == "block",
+    )
+    return tokens, counts, counts - 1
+
+
+def _case(kind: str, q: list[np.ndarray], first: Any, second: Any, lengths: Any, at: int) -> Batch:
+    """Blocks of these drafts, of which as many are verified as `lengths` say."""
     requests = len(first)
     p_rows = np.stack(
         [np.broadcast_to(P[0], (requests, WORDS)), P[1][first], P[2][first, second]], 1
@@ -98,7 +133,7 @@ def _verify(
     elif kind == "compact":
         ids = torch.tensor([2, 0, 1], dtype=torch.int32).repeat(requests, GAMMA, 1)
         draft = CompactDraft(ids, logprobs[..., [2, 0, 1]].float().contiguous())
-    case = Batch(
+    return Batch(
         logits=(TEMPERATURE * logits).float(),
         offsets=torch.tensor(np.append(0, (lengths + 1).cumsum()), dtype=torch.int32),
         tokens=torch.tensor(own[in_use]),
@@ -109,17 +144,18 @@ def _verify(
         gamma=GAMMA,
         draft=draft,
     )
-    verdict = Verifier(requests, GAMMA, DEVICE).verify(on_device(case), method)
-    assert not verdict.failed.any()
-    found = verdict.tokens, verdict.emitted, verdict.accepted
-    tokens, sizes, accepted = (tensor.cpu().numpy() for tensor in found)
-    return tokens, sizes, accepted
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_emitted_tokens_follow_the_target(kind: str, method: Method) -> None:
-    tokens, _, _ = outcome(kind, method)
+WAYS = [(kind, method, by_ours) for kind in KINDS for method in METHODS]
+WAYS += [(kind, "block", by_vllms) for kind in ("one-hot", "dense")]
+
+
+@pytest.mark.parametrize(("kind", "method", "by"), WAYS)
+def test_emitted_tokens_follow_the_target(
+    kind: str, method: Method, by: Callable[[Batch, Method], Emitted]
+) -> None:
+    """vLLM's kernels verify blocks that we cut short, too."""
+    tokens, _, _ = outcome(kind, method, by)
     joint = P[0][:, None, None] * P[1][:, :, None] * P[2]
     assert p_value(tokens, joint) > SIGNIFICANCE
     for i in range(GAMMA + 1):
@@ -156,7 +192,7 @@ def test_blocks_accept_as_many_as_they_should(kind: str) -> None:
     one_by_one, by_blocks = (expected_accepted(kind, method) for method in METHODS)
     assert by_blocks > one_by_one * (1.0 if kind == "one-hot" else 1.01) - 1e-12
     for method, mean in zip(METHODS, (one_by_one, by_blocks), strict=True):
-        _, accepted, lengths = outcome(kind, method)
+        _, accepted, lengths = outcome(kind, method, by_ours)
         judged = accepted[np.arange(SAMPLES) % 7 > 0]
         assert abs(judged.mean() - mean) < 4 * judged.std() / len(judged) ** 0.5
         assert (accepted <= lengths).all()
@@ -167,24 +203,7 @@ def test_drafts_are_accepted_as_vllm_does(kind: str) -> None:
     """Same seeds and positions, same accepted drafts, and the same tokens of greedy requests. What
     a sampled request is given behind its drafts is another draw from the same distribution."""
     case = batch([4, 0, 3, 1, 4], 60, kind, temperature=[0.8, 1, 0, 0.5, 1])
-    rows, slots = len(case.logits), case.slots.to(torch.int32)
-    lengths = case.offsets.diff()
-    expanded = slots.repeat_interleave(lengths)
-    local = torch.arange(rows, device=DEVICE) - case.offsets[:-1].repeat_interleave(lengths)
-    heat = case.temperature[expanded.long()]
-    tokens, counts = rejection_sample(
-        case.logits / torch.where(heat == 0, 1, heat)[:, None],
-        case.draft.logits if isinstance(case.draft, DenseDraft) else None,
-        case.tokens,
-        case.offsets,
-        case.positions,
-        slots,
-        expanded,
-        local.to(torch.int32),
-        case.temperature,
-        case.seeds,
-        case.gamma,
-    )
+    tokens, counts, _ = by_vllms(case, "standard")
     theirs = [row[:n] for row, n in zip(tokens.tolist(), counts.tolist(), strict=True)]
     ours = emitted(Verifier(5, 4, DEVICE).verify(case))
     assert [row[:-1] for row in ours] == [row[:-1] for row in theirs]
