@@ -11,7 +11,7 @@ from benchmarks.results_format import Kind
 
 GAMMAS = (1, 2, 3, 5, 7)
 NO_SPECULATION = "no speculation"
-INTERVAL = 4  # steps, of the arm without speculation whose prompts share steps
+INTERVAL = 4  # steps, of which one may prefill
 NO_SPECULATION_INTERVAL = f"no speculation (prefills every {INTERVAL}th step)"
 BUILT_IN = "built-in adaptive"
 BUILT_IN_NEAR = "built-in adaptive (near context)"
@@ -65,8 +65,7 @@ def standard_arms(
     """All peers by name: no speculation twice, fixed γ, vLLM's adaptive mode twice, ours, and
     variants of ours.
 
-    The second without speculation shares steps between prompts, as ours does where it pays, by the
-    fixed interval that vLLM has an option for.
+    The second without speculation leaves most steps without a prefill, by an option of vLLM's.
 
     Fixed γ and both adaptive arms are vLLM's built-in DSpark with the plugin turned off.
 
