@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.request import RequestStatus
 
 from tests.scheduling import Scheduling, pair
 
@@ -108,3 +109,25 @@ def test_rejections_by_a_grammar_count(folder: Path) -> None:
             steps += 1
         on.scheduler.update_from_output(step, output)
     assert on.scheduler.controller._survival[0] < before[0] / 2
+
+
+def test_context_follows_the_requests(folder: Path) -> None:
+    """Its sum is counted now and then: it may lag some steps behind, but not behind requests that
+    come or go. Catches a mean of nobody, and one that is kept for good."""
+    on = Scheduling(folder, asynchronous=False, dspark={"verification": "all", "depth": 0})
+    scheduler = on.scheduler
+    assert scheduler._context() == 0
+    for count in (1, 2, 4):
+        for _ in range(count - len(scheduler.running)):
+            on.add(f"{len(scheduler.requests)}", range(20), most=100)
+        on.step()
+        assert scheduler._context() == sum(r.num_computed_tokens for r in scheduler.running)
+    counted = scheduler._context()
+    for _ in range(40):
+        on.step()
+        scheduler._context()
+    assert scheduler._context() >= counted + 4 * (40 - 16)
+    for name in list(scheduler.requests)[1:]:
+        scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    (left,) = scheduler.running
+    assert scheduler._context() == left.num_computed_tokens

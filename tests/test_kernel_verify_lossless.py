@@ -33,6 +33,7 @@ SIGNIFICANCE = 1e-3  # of one test; there are 16 and seeds are fixed
 METHODS: tuple[Method, ...] = ("standard", "block")
 # Tokens [n, γ + 1], whatever behind those that are emitted, and counts of emitted and accepted [n].
 Emitted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+By = Callable[[Batch, Method], Emitted]  # whose kernels
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +64,7 @@ def choose(random: np.random.Generator, p: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def outcome(
-    kind: str, method: Method, by: Callable[[Batch, Method], Emitted]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def outcome(kind: str, method: Method, by: By) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sequences [N, 3], accepted and verified drafts [N]."""
     random = np.random.default_rng(5)
     q = drafter(kind)
@@ -151,9 +150,7 @@ WAYS += [(kind, "block", by_vllms) for kind in ("one-hot", "dense")]
 
 
 @pytest.mark.parametrize(("kind", "method", "by"), WAYS)
-def test_emitted_tokens_follow_the_target(
-    kind: str, method: Method, by: Callable[[Batch, Method], Emitted]
-) -> None:
+def test_emitted_tokens_follow_the_target(kind: str, method: Method, by: By) -> None:
     """vLLM's kernels verify blocks that we cut short, too."""
     tokens, _, _ = outcome(kind, method, by)
     joint = P[0][:, None, None] * P[1][:, :, None] * P[2]

@@ -40,10 +40,10 @@ from vllm_dspark.integration.step_report import (
     take_report,
 )
 from vllm_dspark.scheduler.controller import DepthController
+from vllm_dspark.scheduler.outlook import ALIKE
 from vllm_dspark.scheduler.running_survival import outcomes
 
 _COUNT_EVERY = 16  # steps
-_ALIKE = 8  # running requests are about as many if fewer than one in so many came or went
 
 
 class DepthScheduling:
@@ -135,8 +135,8 @@ class DepthScheduling:
         changes little as long as they are about as many."""
         running = len(self.running)
         self._uncounted += 1
-        changed = abs(self._counted[0] - running) * _ALIKE > running
-        if changed or not running or self._uncounted >= _COUNT_EVERY:
+        changed = abs(self._counted[0] - running) * ALIKE > running
+        if changed or self._uncounted >= _COUNT_EVERY:
             tokens = sum(map(attrgetter("num_computed_tokens"), self.running))
             self._counted, self._uncounted = (running, tokens), 0
         counted, tokens = self._counted

@@ -75,7 +75,7 @@ class Options:
             self._check_unused(
                 "temperature", "tells of a sweep. Fix: --sweep FILE, or leave it out"
             )
-        if self.sweep is not None and self.profile is None:
+        elif self.profile is None:
             self._check_unused(
                 "launch_ms", "is fitted to the sweep. Fix: leave it out, or give a --profile"
             )
