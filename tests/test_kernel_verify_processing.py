@@ -11,6 +11,7 @@ import torch
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
+from vllm_dspark.integration import rejection
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
 from vllm_dspark.integration.rejection import KernelRejectionSampler, RejectionHooks
 from vllm_dspark.kernels.dispatch import VARIABLE
@@ -166,6 +167,20 @@ def test_who_verifies(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], 
     speculator = worker.model_runner.speculator
     assert speculator.kernels_after_weights
     assert speculator.followed is worker.model_runner.sampler.sampling_states
+
+
+def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row would be a variant of it that no warm-up has compiled."""
+    monkeypatch.setattr(rejection, "gather_draft_sampled", None)
+    batch = SimpleNamespace(
+        input_ids=torch.arange(50, 60, dtype=torch.int32),
+        positions=torch.arange(20, 30),
+        logits_indices=torch.tensor([7]),
+        idx_mapping_np=np.array([3]),
+    )
+    tokens, positions = KernelRejectionSampler(runner("triton"))._inputs(batch)
+    assert (tokens.tolist(), positions.tolist()) == ([57], [27])
+    assert (tokens.dtype, positions.dtype) == (torch.int32, torch.int64)
 
 
 def test_models_with_a_sampler_of_their_own_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:

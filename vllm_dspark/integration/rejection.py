@@ -126,14 +126,7 @@ class KernelRejectionSampler(RejectionSampler):
             output = super().__call__(logits, input_batch, draft_logits, invalid_drafts)
             output.num_nans = void_tokens(broken, input_batch.cu_num_logits, output.num_sampled)
             return output
-        tokens, positions = gather_draft_sampled(
-            input_batch.input_ids,
-            input_batch.positions,
-            input_batch.logits_indices,
-            input_batch.expanded_idx_mapping,
-            input_batch.expanded_local_pos,
-            self.sampler.req_states.prefill_len.gpu,
-        )
+        tokens, positions = self._inputs(input_batch)
         judged = tokens if invalid_drafts is None else tokens.masked_fill(invalid_drafts, -1)
         temperature, seeds, min_p = self._options.of(self.sampler.sampling_states, slots)
         batch = Batch(
@@ -156,6 +149,23 @@ class KernelRejectionSampler(RejectionSampler):
         """From now on steps without drafts are sampled here too; see `CheckedSampler`."""
         runner.sampler.beside_drafts = lambda logits, input_batch: self(
             logits, input_batch, runner.speculator.draft_logits
+        )
+
+    def _inputs(self, input_batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input token and position of each row, [N] each; -1 for drafts that are placeholders.
+
+        vLLM's kernel is compiled for batches with drafts before there are requests, and only then.
+        """
+        rows = input_batch.logits_indices
+        if len(rows) == len(input_batch.idx_mapping_np):  # no drafts
+            return input_batch.input_ids[rows], input_batch.positions[rows]
+        return gather_draft_sampled(
+            input_batch.input_ids,
+            input_batch.positions,
+            rows,
+            input_batch.expanded_idx_mapping,
+            input_batch.expanded_local_pos,
+            self.sampler.req_states.prefill_len.gpu,
         )
 
     def _verify_batch(self, batch: Batch, input_batch: Any, tokens: torch.Tensor) -> Verdict:
