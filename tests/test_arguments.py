@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from tests.child import ask, clean_environment
 from tests.conftest import HAS_GPU
@@ -18,6 +19,7 @@ from tests.pairs import write_drafter, write_target
 from vllm_dspark.checkpoint import DrafterMismatchError
 from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.drafters import UnknownDrafterError
+from vllm_dspark.integration import rejection_method
 from vllm_dspark.integration.engine_config import _WORKERS
 from vllm_dspark.plugin import register
 
@@ -105,6 +107,18 @@ def test_every_way_of_asking_gives_the_same_config(
 )
 def test_fewer_tokens_than_trained_are_taken(configure: Configure, asked: dict[str, Any]) -> None:
     assert configure(**asked).speculative_config.num_speculative_tokens == 3
+
+
+@pytest.mark.parametrize("asked", [None, "standard"])
+def test_drawn_drafts_are_verified_by_blocks(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    """On vLLM 0.33, whose kernels for it are exact; see `test_rejection_method`."""
+    monkeypatch.setattr(rejection_method, "require_supported_vllm", lambda: Version("0.33.0"))
+    given = {"method": "dspark", "draft_sample_method": "probabilistic"}
+    given |= {} if asked is None else {"rejection_sample_method": asked}
+    found = configure(speculative_config=given).speculative_config.rejection_sample_method
+    assert found == (asked or "block")
 
 
 @pytest.mark.parametrize(

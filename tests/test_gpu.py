@@ -77,7 +77,7 @@ def test_sequential_stage_equals_the_builtins() -> None:
     results = []
     for chosen in ({"enabled": False}, ours):
         extra = {"additional_config": {"dspark": chosen}}
-        config = speculation("probabilistic")
+        config = speculation("probabilistic") | {"rejection_sample_method": "standard"}
         with engine(TINY, config, dtype="float32", **GRAPHS, **extra) as llm:
             with observed(llm) as seen:
                 results.append((tokens(run(llm, requests)), seen))

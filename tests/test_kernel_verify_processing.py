@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
-from vllm_dspark.integration import rejection
+from vllm_dspark.config import DSparkConfigError
+from vllm_dspark.integration import rejection, rejection_method
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
 from vllm_dspark.integration.rejection import KernelRejectionSampler, RejectionHooks
 from vllm_dspark.kernels.dispatch import VARIABLE
@@ -181,6 +183,19 @@ def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.Mo
     tokens, positions = KernelRejectionSampler(runner("triton"))._inputs(batch)
     assert (tokens.tolist(), positions.tolist()) == ([57], [27])
     assert (tokens.dtype, positions.dtype) == (torch.int32, torch.int64)
+
+
+def test_blocks_that_ours_cannot_verify_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where vLLM's own do not sample them exactly; known once the sampler is there."""
+    monkeypatch.setattr(rejection_method, "require_supported_vllm", lambda: Version("0.32.0"))
+    worker = HookedWorker()
+    worker.model_runner = runner("triton")
+    worker.model_runner.speculative_config.rejection_sample_method = "block"
+    worker.load_model()
+    worker.model_runner = runner("triton", sampler=sampler(use_fp64_gumbel=True))
+    worker.model_runner.speculative_config.rejection_sample_method = "block"
+    with pytest.raises(DSparkConfigError, match=r"vLLM 0\.32\.0.*Fix:"):
+        worker.load_model()
 
 
 def test_models_with_a_sampler_of_their_own_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,7 +284,8 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
         (f"{MODELS}.gemma4_dspark:Gemma4DSparkModel", "markov_head confidence_head"),
         (
             "vllm.engine.arg_utils:EngineArgs",
-            "speculative_config spec_method spec_model spec_tokens additional_config",
+            "speculative_config spec_method spec_model spec_tokens additional_config "
+            "watermark_config",
         ),
         (
             "vllm.config.speculative:SpeculativeConfig",

@@ -19,6 +19,7 @@ from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.drafter_config import read_config
 from vllm_dspark.integration.platform import has_triton
+from vllm_dspark.integration.rejection_method import with_method
 from vllm_dspark.weights import read_headers, weight_problems
 
 _HELP = (
@@ -72,7 +73,9 @@ def wrap_create_speculative_config(original: Callable[..., Any]) -> Callable[...
                 given = dict(self.additional_config or {})
                 given["dspark"] = {**given.get("dspark", {}), "verification": "all"}
                 self.additional_config = given
-            self.speculative_config = _complete(asked, target_model_config, config)
+            complete = _complete(asked, target_model_config, config)
+            watermarked = self.watermark_config is not None
+            self.speculative_config = with_method(complete, config, watermarked)
             self.spec_method = self.spec_model = self.spec_tokens = None
         return original(self, target_model_config, target_parallel_config)
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
-
-from packaging.version import Version
 
 from vllm_dspark import __version__
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.candidate_mode import needed_for, refuse_candidates
+from vllm_dspark.integration.candidate_mode import refuse_candidates
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.drafter_config import read_spec
+from vllm_dspark.integration.rejection_method import ours_are_wanted, refuse_biased_blocks
 from vllm_dspark.integration.seams import open_front_end_seams
 from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.plan import Plan, make_plan, settle
-from vllm_dspark.kernels.dispatch import wanted
 
 # Platform's worker → ours, by qualified name: the name travels with the config into every
 # worker process, on this machine or another.
@@ -64,7 +61,8 @@ def _take_place(vllm_config: Any) -> bool:
             f"{', '.join(_WORKERS)}. Fix: drop --worker-cls, or turn the plugin off with "
             '--additional-config \'{"dspark": {"enabled": false}}\'.'
         )
-    refuse_biased_blocks(vllm_config.speculative_config.rejection_sample_method, config)
+    method = vllm_config.speculative_config.rejection_sample_method
+    refuse_biased_blocks(method, ours_are_wanted(config))
     settle_pipeline(vllm_config)
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
     refuse_candidates(config, spec)
@@ -84,23 +82,6 @@ def _take_place(vllm_config: Any) -> bool:
     described = describe(vllm_config, config, spec, plan, depth, calibration)
     logger.info("vllm-dspark %s: %s", __version__, described)
     return True
-
-
-def refuse_biased_blocks(method: str, config: DSparkConfig) -> None:
-    """Verification by blocks looks at drafts that it then drops. vLLM 0.32 draws those again with
-    the same noise, so that what is emitted leans away from them; 0.33 and our kernels do not.
-
-    Raises:
-        DSparkConfigError: it was asked for, of that vLLM's own kernels.
-    """
-    found = require_supported_vllm()
-    if method != "block" or found >= Version("0.33"):
-        return
-    if wanted(config.kernels, os.environ, needed_for(config))[0] != "triton":
-        raise DSparkConfigError(
-            f'rejection_sample_method is "block", which vLLM {found} does not sample exactly. Fix: '
-            '"standard", vLLM 0.33, or --additional-config \'{"dspark": {"kernels": "triton"}}\'.'
-        )
 
 
 def settle_pipeline(vllm_config: Any) -> None:

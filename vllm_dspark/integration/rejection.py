@@ -32,6 +32,7 @@ from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.broken_logits import CheckedSampler, broken_rows, void_tokens
 from vllm_dspark.integration.candidate_mode import choose_kernels
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
+from vllm_dspark.integration.rejection_method import refuse_biased_blocks
 from vllm_dspark.kernels.dispatch import device_obstacle
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import Batch, DenseDraft
@@ -49,7 +50,8 @@ class RejectionHooks:
         loads: the memory of that is given up when an engine sleeps, and only weights are put back.
 
         Raises:
-            DSparkConfigError: drafting from candidates needs them, and they cannot.
+            DSparkConfigError: drafting from candidates needs our kernels, or exact verification
+                by blocks does, and they cannot.
         """
         super().load_model(*args, **options)  # type: ignore[misc]  # the worker has it
         runner = self.model_runner
@@ -57,6 +59,8 @@ class RejectionHooks:
             runner.speculator.load_kernels()
             config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
             choice = choose_kernels(config, "verified", _obstacle(runner))
+            method = runner.speculative_config.rejection_sample_method
+            refuse_biased_blocks(method, choice.triton)
             if choice.triton:
                 runner.sampler = CheckedSampler(runner.sampler)
                 runner.rejection_sampler = KernelRejectionSampler(runner)
