@@ -194,6 +194,7 @@ def test_bad_input_is_named(name: str) -> None:
         ("tokens_per_second_per_user", lambda: Goal("floor", 0.0)),
         ("margin", lambda: Hysteresis(margin=-1)),
         ("patience", lambda: Hysteresis(patience=0)),
+        ("regret", lambda: Hysteresis(regret=-1)),
         ("dwell", lambda: Hysteresis(dwell=-1)),
         ("share", lambda: ProbeSettings(share=1.0)),
         ("interval", lambda: ProbeSettings(interval=0)),

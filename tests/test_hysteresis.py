@@ -40,10 +40,33 @@ def test_a_small_gain_needs_patience_and_a_large_one_does_not() -> None:
 
 
 def test_a_gain_below_the_margin_is_not_worth_a_change() -> None:
-    chosen = policy(hysteresis=Hysteresis(margin=0.2, urgent=0.3), depths=(0, 3, 5))
+    rules = Hysteresis(margin=0.2, urgent=0.3, regret=None)
+    chosen = policy(hysteresis=rules, depths=(0, 3, 5))
     assert choose(chosen, 16) == 5
     assert {choose(chosen, 36) for _ in range(100)} == {5}
     assert rates(36)[3] > rates(36)[5]
+
+
+def test_a_small_gain_that_lasts_is_worth_a_change() -> None:
+    """Once staying has cost as many steps as it may; any step in which nothing is better starts
+    that over."""
+    gain = 1 - rates(36)[5] / rates(36)[3]
+    rules = Hysteresis(margin=0.2, urgent=0.3, regret=20.5 * gain, dwell=0)
+    chosen = policy(hysteresis=rules, depths=(0, 3, 5))
+    assert choose(chosen, 16) == 5
+    assert {choose(chosen, 36) for _ in range(20)} == {5}
+    assert choose(chosen, 16) == 5
+    assert [choose(chosen, 36) for _ in range(22)] == [5] * 20 + [3] * 2
+
+
+def test_a_small_gain_does_not_end_a_rest() -> None:
+    """Nothing is seen of drafts that are not made: a gain of 2 % may be none."""
+    acceptance = 1.02 * step_cases.step_ms(shape(256, 1)) / step_cases.step_ms(shape(256, 0)) - 1
+    survival = np.cumprod(np.full(GAMMA, acceptance))
+    assert 1.01 < rates(256, survival)[1] / rates(256, survival)[0] < 1.03
+    chosen = policy()
+    assert choose(chosen, 256, np.zeros(GAMMA)) == 0
+    assert {choose(chosen, 256, survival) for _ in range(500)} == {0}
 
 
 def test_a_choice_dwells() -> None:

@@ -96,6 +96,7 @@ class DepthPolicy:
         self._left = 0  # steps that it stands
         self._current: int | None = None  # index into depths
         self._load = self._since = self._better_for = 0
+        self._lost = 0.0  # steps, see `Hysteresis.regret`
         self._age = np.full(gamma, np.inf)
         self.probing = False
         self.switches = 0
@@ -221,14 +222,15 @@ class DepthPolicy:
         if current is None or current >= len(values) or values[current] < values[0]:
             self._move(best, load)
             return
-        if values[best] <= (1 + rules.margin) * values[current]:
-            self._better_for = 0
-            return
-        self._better_for += 1
+        better = values[best] > (1 + rules.margin) * values[current]
+        self._better_for = self._better_for + 1 if better else 0
+        lost = current > 0 and values[best] > values[current]
+        self._lost = self._lost + 1 - values[current] / values[best] if lost else 0.0
         changed = not self._load / LOAD_CHANGE < load < self._load * LOAD_CHANGE
         if self._since > rules.dwell or changed:
             urgent = values[best] > (1 + rules.urgent) * values[current]
-            if urgent or self._better_for >= rules.patience:
+            regretted = rules.regret is not None and self._lost > rules.regret
+            if urgent or regretted or self._better_for >= rules.patience:
                 self._move(best, load)
 
     def _move(self, best: int, load: int) -> None:
@@ -238,4 +240,4 @@ class DepthPolicy:
                 self.probes.start_over()
         if best != self._current:
             self._since, self._load = 0, load
-        self._current, self._better_for = best, 0
+        self._current, self._better_for, self._lost = best, 0, 0.0
