@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration import rejection_method
+from vllm_dspark.integration.candidate_mode import ours_are_wanted
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_blocks_that_are_not_sampled_exactly_are_refused(
     monkeypatch.setenv("DSPARK_KERNELS", variable)
     monkeypatch.setattr(rejection_method, "require_supported_vllm", lambda: Version(version))
     config = DSparkConfig.from_additional_config({"dspark": {"kernels": kernels}})
-    ours = rejection_method.ours_are_wanted(config)
+    ours = ours_are_wanted(config)
     if refused:
         with pytest.raises(DSparkConfigError, match=f"vLLM {version.split('+')[0]}.*Fix:"):
             rejection_method.refuse_biased_blocks(method, ours)

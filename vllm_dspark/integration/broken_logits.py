@@ -7,7 +7,6 @@ of its last tokens in the step mean nothing, and it is said in place of vLLM's c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from vllm_dspark.config import DSparkConfig
-from vllm_dspark.integration.candidate_mode import needed_for
-from vllm_dspark.kernels.dispatch import wanted
+from vllm_dspark.integration.candidate_mode import ours_are_wanted
 
 
 class BrokenHooks:
@@ -30,8 +28,7 @@ class BrokenHooks:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]  # the worker has it
         runner = self.model_runner
         config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
-        may_find = wanted(config.kernels, os.environ, needed_for(config))[0] == "triton"
-        if may_find and runner.kv_block_zeroer is None:
+        if ours_are_wanted(config) and runner.kv_block_zeroer is None:
             runner._init_kv_zero_meta()
 
 

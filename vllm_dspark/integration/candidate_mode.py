@@ -23,6 +23,11 @@ def needed_for(config: DSparkConfig) -> str | None:
     return None if count is None else f"draft_candidates is {count}"
 
 
+def ours_are_wanted(config: DSparkConfig) -> bool:
+    """Whether our kernels are to verify, if they can."""
+    return wanted(config.kernels, os.environ, needed_for(config))[0] == "triton"
+
+
 def refuse_candidates(config: DSparkConfig, spec: DrafterSpec | None) -> None:
     """At the start: drafting from candidates that cannot be.
 

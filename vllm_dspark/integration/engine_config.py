@@ -9,10 +9,10 @@ from vllm_dspark import __version__
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.candidate_mode import refuse_candidates
+from vllm_dspark.integration.candidate_mode import ours_are_wanted, refuse_candidates
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.drafter_config import read_spec
-from vllm_dspark.integration.rejection_method import ours_are_wanted, refuse_biased_blocks
+from vllm_dspark.integration.rejection_method import refuse_biased_blocks
 from vllm_dspark.integration.seams import open_front_end_seams
 from vllm_dspark.integration.verification.calibrated import calibration_of
 from vllm_dspark.integration.verification.plan import Plan, make_plan, settle

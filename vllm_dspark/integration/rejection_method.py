@@ -7,15 +7,12 @@ same noise, so that what is emitted leans away from them; 0.33 and our kernels d
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from packaging.version import Version
 
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.candidate_mode import needed_for
-from vllm_dspark.kernels.dispatch import wanted
 
 _EXACT_SINCE = Version("0.33")
 
@@ -51,8 +48,3 @@ def refuse_biased_blocks(method: str, by_ours: bool) -> None:
             f'rejection_sample_method is "block", which vLLM {found} does not sample exactly. Fix: '
             '"standard", vLLM 0.33, or --additional-config \'{"dspark": {"kernels": "triton"}}\'.'
         )
-
-
-def ours_are_wanted(config: DSparkConfig) -> bool:
-    """Whether our kernels are to verify, if they can."""
-    return wanted(config.kernels, os.environ, needed_for(config))[0] == "triton"
