@@ -40,7 +40,7 @@ def test_a_small_gain_needs_patience_and_a_large_one_does_not() -> None:
 
 
 def test_a_gain_below_the_margin_is_not_worth_a_change() -> None:
-    rules = Hysteresis(margin=0.2, urgent=0.3, regret=None)
+    rules = Hysteresis(margin=0.2, urgent=0.3, regret=1000.0)
     chosen = policy(hysteresis=rules, depths=(0, 3, 5))
     assert choose(chosen, 16) == 5
     assert {choose(chosen, 36) for _ in range(100)} == {5}

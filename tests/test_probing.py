@@ -148,7 +148,7 @@ def test_what_is_known_to_pay_is_no_probe() -> None:
     """Depth 3 and 5 are known to be better than 1, and patience has not run out: a probe would
     find nothing new."""
     settings = ProbeSettings(share=0.9, interval=5, longest=5)
-    slow = Hysteresis(patience=1000, urgent=100.0, regret=None)
+    slow = Hysteresis(patience=1000, urgent=100.0, regret=1000.0)
     chosen = policy(probes=settings, hysteresis=slow)
     run(chosen, 1, 256, SURVIVAL)
     taken = run(chosen, 50, 16, SURVIVAL, age=np.zeros(GAMMA))

@@ -229,8 +229,7 @@ class DepthPolicy:
         changed = not self._load / LOAD_CHANGE < load < self._load * LOAD_CHANGE
         if self._since > rules.dwell or changed:
             urgent = values[best] > (1 + rules.urgent) * values[current]
-            regretted = rules.regret is not None and self._lost > rules.regret
-            if urgent or regretted or self._better_for >= rules.patience:
+            if urgent or self._better_for >= rules.patience or self._lost > rules.regret:
                 self._move(best, load)
 
     def _move(self, best: int, load: int) -> None:
