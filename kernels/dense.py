@@ -60,7 +60,7 @@ class DenseDrafter:
             table, index = (head.w1, previous) if latent is None else (latent, None)
             dense_scores(
                 base_logits[:, k], table, index, head.w2, draws, k, self._best, self._where,
-                words=head.words, cache=cache,
+                scale=head.w2_scale, words=head.words, cache=cache,
             )  # fmt: skip
             if states is not None:
                 states = (states[1], states[0])

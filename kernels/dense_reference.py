@@ -27,8 +27,9 @@ def dense_reference(
         own = None if share is None else share[:, k]
         latent, state = head_state_reference(head, previous, own, state)
         logit, score = dense_scores_reference(
-            base_logits[:, k], latent, head.w2, draws, k, words=head.words, cache_dtype=cache_dtype
-        )
+            base_logits[:, k], latent, head.w2, draws, k,
+            scale=head.w2_scale, words=head.words, cache_dtype=cache_dtype,
+        )  # fmt: skip
         previous = score.argmax(dim=-1)
         if head.words is not None:
             previous = head.words[previous]

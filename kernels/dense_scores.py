@@ -5,9 +5,10 @@
 A program takes BLOCK_R requests by BLOCK_V words and keeps the largest score and its word; of the
 [R, V] logits nothing is stored, except where the draft cache asks for them.
 
-Why these tiles. W2 (78 MB at V = 151,936 and r = 256 in bf16) is larger than the L2 cache and is
-read at every position, so with few requests its bandwidth is the floor. 1,187 programs of 128
-words, each a contiguous 64 KB of W2, keep two or three of them loading on every multiprocessor.
+Why these tiles. W2 (78 MB at V = 151,936 and r = 256 in bf16, half of that in FP8) is read at every
+position, and in bf16 it is larger than the L2 cache, so with few requests its bandwidth is the
+floor. 1,187 programs of 128 words, each a contiguous 64 KB of W2, keep two or three of them loading
+on every multiprocessor.
 With many requests the programs that share a tile of W2 are neighbours in launch order, so that all
 but the first find it in L2; what they move from there is the bound of greedy drafting, and wide
 tiles read W1's rows less often. 64 rows is also what one warp group's matrix instruction takes on
@@ -37,6 +38,7 @@ def dense_scores_kernel(
     index_ptr,  # int [R], rows of the table, index_stride apart; None for the row itself
     index_stride,
     w2_ptr,  # [V, RANK]
+    scale_ptr,  # float32 [V], what rows of w2 are multiplied by; or None
     words_ptr,  # int64 [V] or None
     cache_ptr,  # [slots, V_target], slots cache_stride apart; or None
     cache_stride,
@@ -88,6 +90,8 @@ def dense_scores_kernel(
     )  # fmt: skip
     if ONE:
         logits = tl.sum(logits, axis=0, keep_dims=True)  # all others are 0
+    if scale_ptr is not None:
+        logits *= tl.load(scale_ptr + word, mask=has_word, other=0.0)[None, :]
     logits += base.to(tl.float32)
     logits = tl.where(logits == logits, logits, -float("inf"))  # what is no number is not drawn
 
@@ -133,12 +137,13 @@ def dense_scores(
     base: torch.Tensor,  # [R, V], any float; words contiguous
     table: torch.Tensor,  # [*, r], contiguous
     index: torch.Tensor | None,  # int [R], rows of the table; None: row i is that of request i
-    w2: torch.Tensor,  # [V, r], contiguous, dtype of the table
+    w2: torch.Tensor,  # [V, r], contiguous, dtype of the table or FP8
     draws: Draws | None,  # None: the likeliest word everywhere
     step: int,  # k, the position in the block
     best: torch.Tensor,  # float32 [R or more, tiles], out
     where: torch.Tensor,  # int32, likewise
     *,
+    scale: torch.Tensor | None = None,  # float32 [V], of each row of w2, which is FP8 then
     words: torch.Tensor | None = None,  # int64 [V], the target's id of each draft word
     cache: torch.Tensor | None = None,  # [slots, γ, V_target], any float, out; needs `draws`
 ) -> None:
@@ -158,8 +163,14 @@ def dense_scores(
             raise ValueError(f"{name} must be contiguous")
     if base.stride(1) != 1 or (cache is not None and cache.stride(2) != 1):
         raise ValueError("the words of base and of cache must lie side by side")
-    if w2.shape[0] != vocab or table.shape[1] != rank or table.dtype != w2.dtype:
+    if w2.shape[0] != vocab or table.shape[1] != rank:
         raise ValueError(f"base {base.shape}, table {table.shape} and w2 {w2.shape} do not fit")
+    if (table.dtype if scale is None else torch.float8_e4m3fn) != w2.dtype:
+        raise ValueError(
+            f"w2 is {w2.dtype}, needed is float8_e4m3fn with a scale, and {table.dtype} without"
+        )
+    if scale is not None and (scale.shape != (vocab,) or not scale.is_contiguous()):
+        raise ValueError(f"scale must be contiguous, [{vocab}]")
     tiles = tile_count(vocab)
     if best.shape[1] != tiles or best.shape[0] < rows or where.shape != best.shape:
         raise ValueError(f"best and where must be [{rows} or more, {tiles}]")
@@ -174,6 +185,7 @@ def dense_scores(
         index,
         0 if index is None else index.stride(0),
         w2,
+        scale,
         words,
         at,
         0 if at is None else at.stride(0),
@@ -194,8 +206,8 @@ def dense_scores(
         BLOCK_R=block_r,
         BLOCK_V=BLOCK_V,
         BLOCK_K=64 if rank % 64 == 0 else 32,
-        PRECISION=product_precision(w2),
-        **_launch(block_r, w2.element_size(), draws is not None),
+        PRECISION=product_precision(table),
+        **_launch(block_r, table.element_size(), draws is not None),
     )
 
 

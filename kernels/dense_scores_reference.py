@@ -15,6 +15,7 @@ def dense_scores_reference(
     draws: Draws | None,
     step: int,
     *,
+    scale: torch.Tensor | None = None,  # float32 [V], of FP8 rows of w2
     words: torch.Tensor | None = None,  # int64 [V]
     cache_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +23,8 @@ def dense_scores_reference(
 
     With a `cache_dtype`, logits of rows that have a slot are rounded to it, as in `dense_scores`.
     """
-    logits = base.double() + latent.double() @ w2.double().T
+    rows = w2.double() if scale is None else w2.double() * scale.double()[:, None]
+    logits = base.double() + latent.double() @ rows.T
     logits = logits.masked_fill(logits.isnan(), -torch.inf)
     if draws is None:
         return logits, logits

@@ -9,22 +9,25 @@ of the size of the rank alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vllm_dspark.heads import ConfidenceHead, MarkovHead
 
+_FP8 = torch.float8_e4m3fn
+
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """A Markov head. All of one dtype, on one device.
+    """A Markov head. All of one dtype but `w2`, on one device.
 
     Attributes:
         kind: "vanilla", "gated" or "rnn"; see `vllm_dspark.heads`.
         w1: [V_target, r], contiguous.
         w2: [V, r], contiguous.
+        w2_scale: float32 [V], what a row of `w2` is to be multiplied by where that is FP8.
         mixing: columns that multiply what is only known while drawing: e for the gated head,
             [r, r]; [s ; e] for the RNN head, [3r, 2r]. A view, rows may lie apart.
         from_hidden: columns that multiply h: [r or 3r, D], a view likewise.
@@ -35,6 +38,7 @@ class HeadWeights:
     kind: str
     w1: torch.Tensor
     w2: torch.Tensor
+    w2_scale: torch.Tensor | None = None
     mixing: torch.Tensor | None = None
     from_hidden: torch.Tensor | None = None
     bias: torch.Tensor | None = None
@@ -61,7 +65,22 @@ class HeadWeights:
             joint, known = head.joint_proj, slice(2 * head.rank, None)
             drawn = slice(None, 2 * head.rank)
         mixing, from_hidden = joint.weight[:, drawn], joint.weight[:, known]
-        return cls(head.head_type, w1, w2, mixing, from_hidden, joint.bias, words)
+        return cls(
+            head.head_type,
+            w1,
+            w2,
+            mixing=mixing,
+            from_hidden=from_hidden,
+            bias=joint.bias,
+            words=words,
+        )
+
+    def in_fp8(self) -> HeadWeights:
+        """With a copy of `w2` in FP8 (E4M3): half of what every position reads. It does not follow
+        what is loaded later."""
+        largest = torch.finfo(_FP8).max
+        scale = self.w2.float().abs().amax(dim=1).clamp_min(1e-12) / largest
+        return replace(self, w2=(self.w2.float() / scale[:, None]).to(_FP8), w2_scale=scale)
 
     @property
     def rank(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ Found = dict[str, dict[str, int]]  # kernel → what it takes of the device
 HOPPER = GPUTarget("cuda", 90, 32)
 _TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
-    torch.int32: "i32", torch.int64: "i64",
+    torch.int32: "i32", torch.int64: "i64", torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages")
 
@@ -142,6 +143,10 @@ def compile_blocks(
     DenseDrafter(head, rows).draw(base, hidden, anchors, tokens)
     label("drawn")
     DenseDrafter(head, rows).draw(base, hidden, anchors, tokens, chosen, base)
+    if head.w1.dtype != torch.float32:
+        label("drawn, in FP8")
+        small = replace(head, w2=head.w2.to(torch.float8_e4m3fn), w2_scale=heat.new_ones(vocab))
+        DenseDrafter(small, rows).draw(base, hidden, anchors, tokens, chosen, base)
     for count in counts:
         label(f"K={count}")
         drafter = CandidateDrafter(head, rows, depth, count, base.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -51,6 +53,28 @@ def test_greedy_tokens_are_the_references(
     expected, _ = dense_reference(case.base, case.hidden, case.anchors, case.head)
     assert torch.equal(case.tokens[:, :depth], expected)
     assert (case.tokens[:, depth:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("requests", [1, 17])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tables_in_fp8(requests: int, dtype: torch.dtype) -> None:
+    """What is drawn and what is kept for verification are of the same numbers, each word's row with
+    a scale of its own: some rows here are a thousand times as large as others."""
+    case = block("vanilla", requests, 3, 300, 96, dtype)
+    case.head.w2.mul_(torch.logspace(-2, 1, 300, device=DEVICE).to(dtype)[:, None])
+    head = case.head.in_fp8()
+    assert head.w2_scale is not None
+    exact, rows = case.head.w2.double(), head.w2.double() * head.w2_scale.double()[:, None]
+    off = (rows - exact).abs().amax(dim=1) / exact.abs().amax(dim=1)
+    assert off.max() < 0.036  # half a step of three bits, beside the largest: 16 of 448
+    chosen = draws(requests, 3, 0.0, by_step=True)
+    cache = torch.full((requests, 3, 300), NAN, device=DEVICE)
+    drafter(replace(case, head=head)).draw(
+        case.base, case.hidden, case.anchors, case.tokens, chosen, cache
+    )
+    expected, logits = dense_reference(case.base, case.hidden, case.anchors, head, chosen)
+    assert torch.equal(case.tokens[:, :3], expected)
+    torch.testing.assert_close(cache[chosen.slots[:, 0]].double(), logits, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -216,3 +240,7 @@ def test_refusals_name_what_is_wrong() -> None:
     cache = torch.empty(2, 1, 40, device=DEVICE)
     with pytest.raises(ValueError, match="needs draws"):
         dense_scores(*arguments, best[:, :1].clone(), best[:, :1].int(), cache=cache)
+    small = case.head.in_fp8()
+    arguments = (case.base[:, 0], case.head.w1, case.anchors, small.w2, None, 0)
+    with pytest.raises(ValueError, match="needed is float8_e4m3fn with a scale"):
+        dense_scores(*arguments, best[:, :1].clone(), best[:, :1].int())

@@ -106,6 +106,8 @@ class DraftKernels:
         if proposer.dspark_config.draft_candidates is not None:
             self._drafter = self._from_candidates(proposer, head)
         else:
+            if proposer.dspark_config.draft_quantization == "fp8":
+                head = head.in_fp8()
             self._drafter = DenseDrafter(head, proposer.max_num_reqs)
             if proposer.draft_logits is not None:
                 self._kept = (proposer.draft_logits,)

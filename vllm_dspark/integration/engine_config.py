@@ -11,6 +11,7 @@ from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.candidate_mode import ours_are_wanted, refuse_candidates
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
+from vllm_dspark.integration.draft_quantization import settle_quantization
 from vllm_dspark.integration.drafter_config import read_spec
 from vllm_dspark.integration.rejection_method import refuse_biased_blocks
 from vllm_dspark.integration.seams import open_front_end_seams
@@ -66,6 +67,7 @@ def _take_place(vllm_config: Any) -> bool:
     settle_pipeline(vllm_config)
     spec = read_spec(vllm_config.speculative_config.draft_model_config)
     refuse_candidates(config, spec)
+    quantization = settle_quantization(vllm_config, config, spec)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
     obstacle = settle_depth(vllm_config, config)
@@ -79,7 +81,7 @@ def _take_place(vllm_config: Any) -> bool:
             logger.warning("vllm-dspark: %s", found.why)
     parallel.worker_cls = _WORKERS[parallel.worker_cls]
     open_front_end_seams()
-    described = describe(vllm_config, config, spec, plan, depth, calibration)
+    described = describe(vllm_config, config, spec, quantization, plan, depth, calibration)
     logger.info("vllm-dspark %s: %s", __version__, described)
     return True
 
@@ -114,6 +116,7 @@ def describe(
     vllm_config: Any,
     config: DSparkConfig,
     spec: DrafterSpec | None,
+    quantization: str,
     plan: Plan,
     depth: str,
     calibration: str,
@@ -122,10 +125,11 @@ def describe(
     speculative = vllm_config.speculative_config
     draft = speculative.draft_model_config
     drafter = "model-specific drafter, vLLM's own heads" if spec is None else spec.describe()
+    numbers = "" if quantization == "none" else f" in {quantization.upper()}"
     words = "" if config.draft_candidates is None else f" from {config.draft_candidates} candidates"
     return (
         f"active, proposer and verification taken over from vLLM's built-in DSpark; "
-        f"drafter {draft.model}: {drafter}; γ={speculative.num_speculative_tokens}, "
+        f"drafter {draft.model}{numbers}: {drafter}; γ={speculative.num_speculative_tokens}, "
         f"drafting {speculative.draft_sample_method}{words}, "
         f"depth {depth}, verification {plan.describe()}, "
         f"{speculative.rejection_sample_method} rejection sampling, "

@@ -24,6 +24,7 @@ from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration.candidate_mode import without_draft_logits
 from vllm_dspark.integration.draft_depth import DraftDepth
 from vllm_dspark.integration.draft_kernels import DraftKernels, draft_kernels
+from vllm_dspark.integration.draft_quantization import quantize_drafter
 from vllm_dspark.integration.models import our_architecture
 from vllm_dspark.kernels.verify_batch import CompactDraft
 
@@ -69,6 +70,8 @@ class DSparkProposer(DraftDepth, DSparkSpeculator):
         """
         with our_architecture(self.draft_model_config):
             model = super().load_draft_model(target_model, target_attn_layer_names)
+        if self.dspark_config.draft_quantization == "fp8":
+            quantize_drafter(model)
         inner: Any = model.model
         has_head = getattr(inner, "confidence_head", None) is not None
         adaptive = self.dspark_config.verification == "adaptive"

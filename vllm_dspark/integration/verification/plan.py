@@ -15,6 +15,7 @@ from packaging.version import Version
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
+from vllm_dspark.integration.chosen import record
 
 Mode = Literal["device", "host"]
 
@@ -147,11 +148,7 @@ def settle(vllm_config: Any, plan: Plan) -> None:
     """
     device = plan.adaptive and plan.mode == "device"
     vllm_config.speculative_config.enable_adaptive_verification = device
-    additional = vllm_config.additional_config
-    if not isinstance(additional, Mapping):
-        return  # `DSparkConfig` then is all defaults, which verify all
     decided = {"verification": "adaptive" if plan.adaptive else "all"}
     if plan.adaptive and plan.mode == "host":
         decided["verification_mode"] = "host"
-    options = {**additional.get("dspark", {}), **decided}
-    vllm_config.additional_config = {**additional, "dspark": options}
+    record(vllm_config, **decided)

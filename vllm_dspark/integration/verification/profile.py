@@ -120,7 +120,7 @@ def profile_key(runner: Any, config: DSparkConfig, mode: str) -> dict[str, str]:
         "vllm-dspark": __version__,
         "environment": _environment(),
         "dtype": (model.dtype, drafter.dtype),
-        "quantization": (model.quantization, drafter.quantization),
+        "quantization": (model.quantization, drafter.quantization, config.draft_quantization),
         "kv cache": f"{cache.cache_dtype}, blocks of {cache.block_size}",
         "ranks": (
             parallel.tensor_parallel_size,
