@@ -144,6 +144,15 @@ class DSparkConfig(BaseModel):
             "compute capability 9, and do both with draft_candidates. DSPARK_KERNELS overrides it."
         ),
     )
+    prefill_graphs: Literal["auto", "full", "piecewise"] = Field(
+        default="auto",
+        description=(
+            "CUDA graphs of steps with a prefill, where decode steps have full ones. full: one for "
+            "the whole step. piecewise: vLLM's, with attention launched layer by layer between "
+            "them. auto: full where it was measured to be faster, on compute capability 9, and "
+            "attention can replay them."
+        ),
+    )
     check_weights: bool = Field(
         default=True,
         description="Compare a local drafter's weight files with its config before loading.",

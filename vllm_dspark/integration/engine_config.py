@@ -13,6 +13,7 @@ from vllm_dspark.integration.candidate_mode import ours_are_wanted, refuse_candi
 from vllm_dspark.integration.depth_plan import DepthPlan, settle_depth
 from vllm_dspark.integration.draft_quantization import settle_quantization
 from vllm_dspark.integration.drafter_config import read_spec
+from vllm_dspark.integration.prefill_graphs import settle_prefill_graphs
 from vllm_dspark.integration.rejection_method import refuse_biased_blocks
 from vllm_dspark.integration.seams import open_front_end_seams
 from vllm_dspark.integration.verification.calibrated import calibration_of
@@ -70,6 +71,7 @@ def _take_place(vllm_config: Any) -> bool:
     quantization = settle_quantization(vllm_config, config, spec)
     plan = make_plan(vllm_config, config, spec)
     settle(vllm_config, plan)
+    settle_prefill_graphs(vllm_config, config)
     obstacle = settle_depth(vllm_config, config)
     depth = DepthPlan.of(vllm_config).describe() + (f" ({obstacle})" if obstacle else "")
     calibration = "none"

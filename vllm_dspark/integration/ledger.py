@@ -15,6 +15,7 @@ from vllm_dspark.integration.engine_config import wrap_validate_adaptive_verific
 from vllm_dspark.integration.front_end import wrap_client_init, wrap_stat_loggers_init
 from vllm_dspark.integration.interpreter import wrap_apply_top_k_top_p_triton
 from vllm_dspark.integration.patching import Patch
+from vllm_dspark.integration.prefill_graphs import wrap_init_candidates
 from vllm_dspark.integration.runner import (
     wrap_init_speculator,
     wrap_maybe_create_adaptive_verification_manager,
@@ -121,6 +122,13 @@ ENGINE_SEAMS = (
             "0.33": (*_MANAGER_ARGUMENTS, "copy_admitted_drafts_to_host"),
         },
         wrap=wrap_maybe_create_adaptive_verification_manager,
+    ),
+    Patch(
+        target="vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager._init_candidates",
+        reason="steps with a prefill are one CUDA graph beside those of decode steps",
+        upstream="a cudagraph_mode with full graphs for both, each of its own",
+        parameters=("self",),
+        wrap=wrap_init_candidates,
     ),
 )
 
