@@ -140,8 +140,8 @@ class DSparkConfig(BaseModel):
         default="auto",
         description=(
             "What draws and verifies drafts. reference: torch and vLLM's own kernels. triton: our "
-            "kernels, where they can. auto: ours draw where they were measured to be faster, on "
-            "compute capability 9, and do both with draft_candidates. DSPARK_KERNELS overrides it."
+            "kernels, where they can. auto: ours where they were measured to be faster, on compute "
+            "capability 9, and with draft_candidates. DSPARK_KERNELS overrides it."
         ),
     )
     prefill_graphs: Literal["auto", "full", "piecewise"] = Field(

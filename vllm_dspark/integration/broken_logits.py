@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from vllm_dspark.config import DSparkConfig
 from vllm_dspark.integration.candidate_mode import ours_are_wanted
+from vllm_dspark.kernels.dispatch import is_measured
 
 
 class BrokenHooks:
@@ -28,7 +29,8 @@ class BrokenHooks:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]  # the worker has it
         runner = self.model_runner
         config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
-        if ours_are_wanted(config) and runner.kv_block_zeroer is None:
+        ours = ours_are_wanted(config, is_measured(runner.device))
+        if ours and runner.kv_block_zeroer is None:
             runner._init_kv_zero_meta()
 
 

@@ -23,9 +23,10 @@ def needed_for(config: DSparkConfig) -> str | None:
     return None if count is None else f"draft_candidates is {count}"
 
 
-def ours_are_wanted(config: DSparkConfig) -> bool:
-    """Whether our kernels are to verify, if they can."""
-    return wanted(config.kernels, os.environ, needed_for(config))[0] == "triton"
+def ours_are_wanted(config: DSparkConfig, faster: bool = False) -> bool:
+    """Whether our kernels are to verify, if they can; `faster` as `choose` has it."""
+    word = wanted(config.kernels, os.environ, needed_for(config))[0]
+    return word == "triton" or (word == "auto" and faster)
 
 
 def refuse_candidates(config: DSparkConfig, spec: DrafterSpec | None) -> None:

@@ -33,7 +33,7 @@ from vllm_dspark.integration.broken_logits import CheckedSampler, broken_rows, v
 from vllm_dspark.integration.candidate_mode import choose_kernels
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
 from vllm_dspark.integration.rejection_method import refuse_biased_blocks
-from vllm_dspark.kernels.dispatch import device_obstacle
+from vllm_dspark.kernels.dispatch import device_obstacle, is_measured
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import Batch, DenseDraft
 from vllm_dspark.kernels.verify_verdict import Verdict
@@ -58,7 +58,8 @@ class RejectionHooks:
         if runner.rejection_sampler is not None:
             runner.speculator.load_kernels()
             config = DSparkConfig.from_additional_config(runner.vllm_config.additional_config)
-            choice = choose_kernels(config, "verified", _obstacle(runner))
+            faster = is_measured(runner.device)
+            choice = choose_kernels(config, "verified", _obstacle(runner), faster)
             method = runner.speculative_config.rejection_sample_method
             refuse_biased_blocks(method, choice.triton)
             if choice.triton:
