@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
+from vllm.config import CompilationMode
 from vllm.platforms import current_platform
 
 from tests.engine import MICRO
@@ -28,6 +29,7 @@ def engine(options: Any = None, **changes: Any) -> Any:
         additional_config=changes.get("additional", {"dspark": options or {}, "other": 1}),
         speculative_config=SimpleNamespace(draft_model_config=SimpleNamespace(**draft)),
         parallel_config=SimpleNamespace(tensor_parallel_size=changes.get("ranks", 1)),
+        compilation_config=SimpleNamespace(mode=changes.get("compiled", CompilationMode.NONE)),
     )
 
 
@@ -102,6 +104,13 @@ def test_what_cannot_be_is_refused_where_it_was_asked_for(
         settled(engine({"draft_quantization": "fp8"}, **changes), spec)
     assert 'draft_quantization is "fp8", but ' in str(caught.value)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["auto", "fp8"])
+def test_compiled_drafters_are_quantized_where_it_was_asked_for(hopper: Any, asked: str) -> None:
+    """What is measured is not compiled."""
+    compiled = engine({"draft_quantization": asked}, compiled=CompilationMode.VLLM_COMPILE)
+    assert settled(compiled) == ("fp8" if asked == "fp8" else "none")
 
 
 def test_what_cannot_carry_the_choice_stays_as_it_is(hopper: Any) -> None:

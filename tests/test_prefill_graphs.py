@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.config.compilation import CUDAGraphMode
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager, ModelCudaGraphManager
@@ -33,6 +33,7 @@ def finished(options: Any = None, mode: str = BOTH, **changes: Any) -> Any:
             uses_dynamic_speculative_decoding=lambda: False,
         ),
         compilation_config=SimpleNamespace(
+            mode=changes.get("compiled", CompilationMode.NONE),
             cudagraph_mode=CUDAGraphMode[mode],
             cudagraph_capture_sizes=SIZES,
             max_cudagraph_capture_size=SIZES[-1],
@@ -166,7 +167,7 @@ def settled(vllm_config: Any) -> str:
 def test_what_an_engine_cannot_have_is_refused_where_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reason: str
 ) -> None:
-    monkeypatch.setattr(prefill_graphs, "_measured", lambda vllm_config: True)
+    monkeypatch.setattr(prefill_graphs, "like_measured", lambda vllm_config: True)
     assert settled(finished(**changes)) == "piecewise"
     with pytest.raises(DSparkConfigError, match="Fix: leave it out") as caught:
         settled(finished({"prefill_graphs": "full"}, **changes))
@@ -191,3 +192,5 @@ def test_auto_is_for_engines_that_were_measured(
     monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
     monkeypatch.setattr(type(current_platform), "get_device_capability", lambda *_: capability)
     assert settled(finished({"prefill_graphs": asked}, tensor_parallel_size=ranks)) == chosen
+    compiled = finished({"prefill_graphs": asked}, compiled=CompilationMode.VLLM_COMPILE)
+    assert settled(compiled) == ("piecewise" if asked == "auto" else asked)

@@ -3,7 +3,8 @@
 At few requests a drafter costs what it takes to read its weights, at many what its products take;
 FP8 halves both. The block pass and a copy of the LM head that drafts alone are drawn from run in
 it, by vLLM's own online quantization: weights with a scale per output channel, activations with one
-per token. Context K/V, the sequential stage and the confidence head keep the checkpoint's numbers.
+per token. So does the Markov head's larger table where our kernels draw from all words. Context K/V
+and the confidence head keep the checkpoint's numbers.
 
 Drafts are drawn from slightly other distributions then. Verification goes by those, so what is
 emitted is the target's own as before.
@@ -20,11 +21,10 @@ from packaging.version import Version
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.chosen import record
+from vllm_dspark.integration.chosen import like_measured, record
 
 _SINCE = Version("0.33")  # of vLLM, which quantizes copies of an LM head
 _FP8 = (8, 9)  # compute capability of the first CUDA devices with FP8 products
-_MEASURED = 9  # major compute capability at which it was measured to be faster
 
 
 def settle_quantization(vllm_config: Any, config: DSparkConfig, spec: DrafterSpec | None) -> str:
@@ -46,7 +46,7 @@ def settle_quantization(vllm_config: Any, config: DSparkConfig, spec: DrafterSpe
             f'additional_config["dspark"]: draft_quantization is "fp8", but {problem}. Fix: leave '
             "it out."
         )
-    wanted = asked == "fp8" or (asked == "auto" and problem is None and _measured(vllm_config))
+    wanted = asked == "fp8" or (asked == "auto" and problem is None and like_measured(vllm_config))
     chosen = "fp8" if wanted else "none"
     record(vllm_config, draft_quantization=chosen)
     return chosen
@@ -76,15 +76,6 @@ def obstacle(vllm_config: Any, spec: DrafterSpec | None) -> str | None:
     if not isinstance(vllm_config.additional_config, Mapping):
         return "additional_config is not an object that could carry the decision"
     return None
-
-
-def _measured(vllm_config: Any) -> bool:
-    """Whether the engine is one like those that it was measured to be faster in."""
-    from vllm.platforms import current_platform
-
-    capability = current_platform.get_device_capability()
-    alone = vllm_config.parallel_config.tensor_parallel_size == 1
-    return alone and capability is not None and capability.major == _MEASURED
 
 
 @torch.no_grad()

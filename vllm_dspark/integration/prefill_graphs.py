@@ -15,9 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.chosen import record
+from vllm_dspark.integration.chosen import like_measured, record
 
-_MEASURED = 9  # major compute capability at which it was measured to be faster
 _FIX = "Fix: leave it out."
 
 
@@ -31,7 +30,7 @@ def settle_prefill_graphs(vllm_config: Any, config: DSparkConfig) -> None:
     problem = None if asked == "piecewise" else obstacle(vllm_config)
     if asked == "full" and problem is not None:
         raise _refusal(problem)
-    if asked == "auto" and (problem is not None or not _measured(vllm_config)):
+    if asked == "auto" and (problem is not None or not like_measured(vllm_config)):
         record(vllm_config, prefill_graphs="piecewise")
 
 
@@ -65,15 +64,6 @@ def obstacle(vllm_config: Any) -> str | None:
     if not isinstance(vllm_config.additional_config, Mapping):
         return "additional_config is not an object that could carry the decision"
     return None
-
-
-def _measured(vllm_config: Any) -> bool:
-    """Whether the engine is one like those that it was measured to be faster in."""
-    from vllm.platforms import current_platform
-
-    capability = current_platform.get_device_capability() if current_platform.is_cuda() else None
-    alone = vllm_config.parallel_config.tensor_parallel_size == 1
-    return alone and capability is not None and capability.major == _MEASURED
 
 
 def wrap_init_candidates(original: Callable[..., Any]) -> Callable[..., Any]:
