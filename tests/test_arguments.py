@@ -331,3 +331,21 @@ def test_model_without_method_is_known_by_its_config(target: Path) -> None:
 
     assert _names_a_drafter(str(target / "dspark"), None)
     assert not _names_a_drafter(str(target), None)
+
+
+@pytest.mark.parametrize(("requests", "room", "fits"), [(8, 56, True), (9, 62, False)])
+def test_a_draft_pass_fits_into_a_step(
+    configure: Configure, requests: int, room: int, fits: bool
+) -> None:
+    """vLLM would write past the end of its buffers."""
+    limits = {"max_num_seqs": requests, "max_num_batched_tokens": room, "max_model_len": 32}
+    if fits:
+        configure(speculative_config="dspark", **limits)
+        return
+    with pytest.raises(
+        ValueError, match="--max-num-batched-tokens 63, or --max-num-seqs 8"
+    ) as caught:
+        configure(speculative_config="dspark", **limits)
+    assert "9 requests (max_num_seqs) has 7 tokens for each, 63 in all" in str(caught.value)
+    off = {"dspark": {"enabled": False}}
+    configure(speculative_config="dspark", additional_config=off, **limits)

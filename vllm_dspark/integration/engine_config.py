@@ -73,6 +73,7 @@ def _take_place(vllm_config: Any) -> bool:
     settle(vllm_config, plan)
     settle_prefill_graphs(vllm_config, config)
     obstacle = settle_depth(vllm_config, config)
+    refuse_narrow_steps(vllm_config)
     depth = DepthPlan.of(vllm_config).describe() + (f" ({obstacle})" if obstacle else "")
     calibration = "none"
     if plan.adaptive:
@@ -112,6 +113,24 @@ def settle_pipeline(vllm_config: Any) -> None:
         f"synchronous, with which vLLM {require_supported_vllm()} fails at the first drafts. Fix: "
         "--async-scheduling, or --pipeline-parallel-size 1."
     )
+
+
+def refuse_narrow_steps(vllm_config: Any) -> None:
+    """vLLM has room for max_num_batched_tokens in a draft pass, and writes past its end where all
+    requests together have more (0.32.0 and 0.33.0, `prepare_dflash_inputs`).
+
+    Raises:
+        DSparkConfigError: they can have more.
+    """
+    plan, scheduler = DepthPlan.of(vllm_config), vllm_config.scheduler_config
+    requests, room = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+    each = plan.queries(plan.depths[-1])
+    if requests * each > room:
+        raise DSparkConfigError(
+            f"a draft pass of {requests} requests (max_num_seqs) has {each} tokens for each, "
+            f"{requests * each} in all, but max_num_batched_tokens is {room}. Fix: "
+            f"--max-num-batched-tokens {requests * each}, or --max-num-seqs {room // each}."
+        )
 
 
 def describe(
