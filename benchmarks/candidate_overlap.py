@@ -1,4 +1,5 @@
-"""Accepted length of drafting from K candidates, in expectation, against drafting from all words.
+"""Accepted length of drafting from K candidates and of a drafter in FP8, in expectation, against
+drafting from all words.
 
     python -m benchmarks.candidate_overlap --target FOLDER --out FOLDER
 
@@ -27,7 +28,7 @@ import typer
 
 from benchmarks.candidates import REGIMES
 from benchmarks.errors import plain_errors
-from benchmarks.inflation.forward import Probe, run_pair
+from benchmarks.inflation.forward import Probe, in_fp8, run_pair
 from benchmarks.inflation.pair import Pair, open_pair
 from benchmarks.prompts import PYTHON_TEXT, PromptsError, load_prompts
 from benchmarks.provenance import provenance
@@ -47,12 +48,18 @@ class Source(NamedTuple):
 
     candidates: int  # K, 0 for all words
     filtered: bool = True  # by the request's top-p
+    fp8: bool = False  # of a drafter in FP8
 
 
 def sources_of(vocabulary: int) -> dict[str, Source]:
     """By the name of their row. The engine's dense drafting is unfiltered."""
     few = {f"{count} candidates": Source(count) for count in CANDIDATES if count <= vocabulary}
-    return {DENSE: Source(0, filtered=False), f"{DENSE}, filtered": Source(0), **few}
+    return {
+        DENSE: Source(0, filtered=False),
+        f"{DENSE}, drafter in FP8": Source(0, filtered=False, fp8=True),
+        f"{DENSE}, filtered": Source(0),
+        **few,
+    }
 
 
 def target_probabilities(logits: torch.Tensor, regime: Mapping[str, float]) -> torch.Tensor:
@@ -142,7 +149,9 @@ def rounds_of(
     gamma = pair.spec.block_size
     first = len(tokens) - emitted - gamma
     anchors = torch.arange(first, first + emitted)
-    outputs = run_pair(pair, Probe(tokens[None], anchors[None]), torch.device("cpu"))
+    probe, device = Probe(tokens[None], anchors[None]), torch.device("cpu")
+    outputs = run_pair(pair, probe, device)
+    in_eight_bits = run_pair(pair, probe, device, in_fp8).draft_logits[0].flatten(0, 1)
     places = anchors[:, None] + torch.arange(gamma)  # of the token before each draft
     w1, w2 = (pair.drafter.tensor(f"markov_head.markov_w{i}.weight").float() for i in (1, 2))
     latent = w1[tokens[places]]
@@ -152,7 +161,7 @@ def rounds_of(
     p = target_probabilities(outputs.logits[0], regime)[places.flatten(), words]
     found = {}
     for name, source in sources.items():
-        q = draft_probability(base, logits, words, regime, source)
+        q = draft_probability(base, in_eight_bits if source.fp8 else logits, words, regime, source)
         ratio = (q / p.clamp_min(1e-12)).clamp_max(1.0).view(emitted, gamma)
         found[name] = expected_rounds(ratio.cumprod(dim=1).numpy())
     return found

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.candidate_overlap import (
+    DENSE,
     Source,
     compare,
     draft_probability,
@@ -19,7 +20,10 @@ from benchmarks.candidate_overlap import (
 )
 from benchmarks.candidate_overlap import markdown as overlap_markdown
 from benchmarks.candidates import REGIMES, figures, markdown
+from benchmarks.inflation.forward import Probe, in_fp8, run_pair
+from benchmarks.inflation.pair import open_pair
 from benchmarks.reference_kernels import ReferenceCandidates, ReferenceDense, ReferenceVerifier
+from tests.engine import MICRO
 from tests.kernel_cases import DEVICE, block, draws
 from tests.verify_cases import batch
 from vllm_dspark.kernels.candidate import CandidateDrafter
@@ -115,7 +119,7 @@ def test_top_p_by_hand(source: Source, weights: list[int]) -> None:
 
 def test_filters_change_nothing_without_top_p() -> None:
     """To the last bit: the change against all words is exactly 0."""
-    dense, filtered = list(sources_of(40).values())[:2]
+    dense, filtered = (sources_of(40)[name] for name in (DENSE, f"{DENSE}, filtered"))
     logits = torch.randn(40, 40, generator=torch.Generator().manual_seed(1))
     for regime in REGIMES.values():
         q, ours = (
@@ -123,6 +127,25 @@ def test_filters_change_nothing_without_top_p() -> None:
             for source in (dense, filtered)
         )
         assert torch.equal(q, ours) == ("top_p" not in regime)
+
+
+def test_a_drafter_in_fp8() -> None:
+    """Rows have a scale of their own and three bits. All that is rounded is the drafter's: with
+    nothing left of its factors it proposes every word alike, and the target says what it said."""
+    rows = torch.randn(4, 300) * torch.tensor([1e-3, 1.0, 1e3, 0.0])[:, None]
+    off = (in_fp8(rows) - rows).abs() / rows.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    assert 0.01 < off[:3].max() < 0.036  # half a step next to the largest: 16 of 448
+    assert (off[3] == 0).all()
+    pair = open_pair(MICRO, MICRO / "dspark-vanilla")
+    probe = Probe(torch.arange(40)[None], torch.tensor([[8, 20]]))
+    exact = run_pair(pair, probe, torch.device("cpu"))
+    rounded = run_pair(pair, probe, torch.device("cpu"), in_fp8)
+    nothing = run_pair(pair, probe, torch.device("cpu"), torch.zeros_like)
+    for other in (rounded, nothing):
+        assert torch.equal(other.logits, exact.logits)
+    assert (nothing.draft_logits == 0).all()
+    change = (rounded.draft_logits - exact.draft_logits).std() / exact.draft_logits.std()
+    assert 0.005 < change < 0.2
 
 
 def test_compared_with_dense() -> None:

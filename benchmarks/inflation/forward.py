@@ -6,6 +6,7 @@ Shapes: P prompts of S tokens, A anchors each, γ the block size, V words.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from benchmarks.inflation.pair import Pair
 from examples.training.drafter import Drafter, block_mask
 
 _ROWS = 16_384  # words of the LM head in memory at a time
+Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,46 @@ class Outputs:
     confidences: torch.Tensor  # [P, A, γ], probabilities
 
 
+def in_fp8(values: torch.Tensor) -> torch.Tensor:
+    """What FP8 (E4M3) makes of rows [..., N] that have a scale each: float32, the same shape."""
+    dtype = torch.float8_e4m3fn
+    scale = values.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
+    return (values / scale).to(dtype).float() * scale
+
+
+def _as_it_is(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
 @torch.no_grad()
-def run_pair(pair: Pair, probe: Probe, device: torch.device) -> Outputs:
+def run_pair(
+    pair: Pair, probe: Probe, device: torch.device, rounded: Rounding = _as_it_is
+) -> Outputs:
     """Target and drafter on the probe. A large pair takes one layer, or one slice of its LM head,
-    plus the drafter's heads, on `device`."""
+    plus the drafter's heads, on `device`.
+
+    Args:
+        rounded: what becomes of factors, row by row, in the products of the drafter's block pass,
+            of its LM head and of its Markov head's W2. Context K/V and the target stay exact.
+    """
     with sdpa_kernel(SDPBackend.MATH):  # other kernels may round fp32 down on a GPU
-        return _run_pair(pair, probe, device)
+        return _run_pair(pair, probe, device, rounded)
 
 
-def _run_pair(pair: Pair, probe: Probe, device: torch.device) -> Outputs:
+def _run_pair(pair: Pair, probe: Probe, device: torch.device, rounded: Rounding) -> Outputs:
     tokens, anchors = probe.tokens.to(device), probe.anchors.to(device)
     hidden, features = _run_target(pair, tokens, device)
-    draft_hidden, drafter = _run_backbone(pair, tokens, anchors, features, device)
+    draft_hidden, drafter = _run_backbone(pair, tokens, anchors, features, device, rounded)
 
     offsets = torch.arange(drafter.block_size, device=device)
     slots = (anchors[..., None] + offsets).flatten(1)  # [P, A γ]
     previous = tokens.gather(1, slots).view(draft_hidden.shape[:-1])
     head = drafter.markov_head
     confidences = drafter.confidence_head(draft_hidden, head.embed(previous)).sigmoid()
-    logits, draft_logits = _lm_head(pair, [hidden, draft_hidden], device)
+    logits = _lm_head(pair, hidden, device)
+    draft_logits = _lm_head(pair, draft_hidden, device, rounded)
+    for table in head.markov_w2.parameters():
+        table.data = rounded(table.data)
     draft_logits += head.block_bias(previous, draft_hidden).cpu()
     return Outputs(logits, draft_logits, confidences.cpu())
 
@@ -97,6 +120,7 @@ def _run_backbone(
     anchors: torch.Tensor,
     features: torch.Tensor,
     device: torch.device,
+    rounded: Rounding,
 ) -> tuple[torch.Tensor, Drafter]:
     """Hidden states of every block [P, A, γ, D], and the drafter with its heads loaded."""
     config = _qwen3_config(pair.drafter)
@@ -116,21 +140,26 @@ def _run_backbone(
     hidden = _embed(pair, drafter.query_ids(tokens.gather(1, anchors)).flatten(1))
     for i, layer in enumerate(drafter.draft_layers()):
         _load(layer, pair.drafter, f"layers.{i}.", device)
-        hidden = layer(hidden, block, layer.keys_values(states, context), mask)
+        keys_values = layer.keys_values(states, context)
+        for product in [m for m in layer.modules() if isinstance(m, nn.Linear)]:
+            product.weight.data = rounded(product.weight.data)
+            product.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
+        hidden = layer(hidden, block, keys_values, mask)
         layer.to("meta")  # frees it
     hidden = drafter.norm(hidden)
     return hidden.unflatten(1, (anchors.shape[1], drafter.block_size)), drafter
 
 
-def _lm_head(pair: Pair, hidden: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Logits of each [..., D] on the CPU."""
-    pieces: list[list[torch.Tensor]] = [[] for _ in hidden]
+def _lm_head(
+    pair: Pair, hidden: torch.Tensor, device: torch.device, rounded: Rounding = _as_it_is
+) -> torch.Tensor:
+    """Logits of [..., D] on the CPU."""
+    states, pieces = rounded(hidden), []
     for start in range(0, pair.vocab_size, _ROWS):
         stop = min(start + _ROWS, pair.vocab_size)
         rows = pair.target.rows(pair.lm_head, start, stop).to(device).float()
-        for states, piece in zip(hidden, pieces, strict=True):
-            piece.append((states @ rows.T).cpu())
-    return [torch.cat(piece, dim=-1) for piece in pieces]
+        pieces.append((states @ rounded(rows).T).cpu())
+    return torch.cat(pieces, dim=-1)
 
 
 def _embed(pair: Pair, tokens: torch.Tensor) -> torch.Tensor:
