@@ -39,6 +39,24 @@ def test_blocks_that_are_not_sampled_exactly_are_refused(
         rejection_method.refuse_biased_blocks(method, ours)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "variable", "faster", "wanted"),
+    [
+        ("auto", "", True, True),
+        ("auto", "", False, False),
+        ("auto", "reference", True, False),
+        ("reference", "", True, False),
+        ("triton", "", False, True),
+    ],
+)
+def test_ours_are_wanted_where_they_are_faster_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch, kernels: str, variable: str, faster: bool, wanted: bool
+) -> None:
+    monkeypatch.setenv("DSPARK_KERNELS", variable)
+    config = DSparkConfig.from_additional_config({"dspark": {"kernels": kernels}})
+    assert ours_are_wanted(config, faster) is wanted
+
+
 DRAWN = {"method": "dspark", "num_speculative_tokens": 7, "draft_sample_method": "probabilistic"}
 
 
