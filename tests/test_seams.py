@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 
 import pytest
+from packaging.version import Version
 
 from tests.vllm_sources import SUPPORTED, NoRegistryError, Sources, calls, parameters
 from vllm_dspark.compat import installed_vllm, supported_range
@@ -275,6 +276,14 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
             "vllm.v1.core.sched.output:SchedulerOutput",
             "scheduled_new_reqs num_spec_tokens_to_schedule",
         ),
+        (
+            f"{GPU}.cudagraph_utils:CudaGraphManager",  # what prefill graphs read and write
+            "_candidates _capture_descs vllm_config cudagraph_mode varlen_decode max_num_reqs",
+        ),
+        (
+            f"{GPU}.cudagraph_utils:BatchExecutionDescriptor",
+            "cg_mode num_tokens num_reqs max_query_len",
+        ),
         ("vllm.v1.core.sched.output:NewRequestData", "req_id sampling_params"),
         ("vllm.sampling_params:SamplingParams", "temperature structured_outputs extra_args"),
         (f"{MODELS}.qwen3_dspark:Qwen3DSparkForCausalLM", "model config draft_model_config"),
@@ -299,7 +308,7 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
         ),
         ("vllm.config.model:ModelConfig", "return_sampling_mask"),
         ("vllm.config.attention:AttentionConfig", "backend"),
-        ("vllm.config.compilation:CompilationConfig", "cudagraph_mode"),
+        ("vllm.config.compilation:CompilationConfig", "cudagraph_mode mode static_forward_context"),
         (
             "vllm.config.vllm:VllmConfig",
             "speculative_config parallel_config additional_config model_config lora_config "
@@ -309,6 +318,34 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
 )
 def test_attributes_we_lean_on(vllm: Sources, target: str, names: str) -> None:
     assert set(names.split()) - vllm.assigned(target) == set()
+
+
+QUANTIZATION = "vllm.model_executor.layers.quantization.online"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (f"{QUANTIZATION}.lm_head:quantized_lm_head_copy", "lm_head quantization"),
+        (
+            f"{QUANTIZATION}.fp8:Fp8PtpcOnlineLinearMethod.process_weights_after_loading",
+            "self layer",
+        ),
+        (
+            f"{QUANTIZATION}.fp8:Fp8PtpcOnlineLinearMethod.create_weights",
+            "self layer input_size_per_partition output_partition_sizes input_size output_size "
+            "params_dtype extra_weight_attrs",
+        ),
+        ("vllm.model_executor.model_loader.reload.layerwise:get_layerwise_info", "layer"),
+    ],
+)
+def test_quantization_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
+    """Where drafters run in FP8, from 0.33 on."""
+    if vllm.version < Version("0.33"):
+        return
+    function = vllm.function(target)
+    assert function is not None, f"{target} is gone"
+    assert " ".join(parameters(function)) == expected
 
 
 @pytest.mark.parametrize("worker", _WORKERS)
