@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,13 @@ from packaging.version import Version
 from vllm.config import CompilationMode
 from vllm.platforms import current_platform
 
+from tests.child import ask, clean_environment
 from tests.engine import MICRO
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
 from vllm_dspark.integration import draft_quantization
 from vllm_dspark.integration.draft_quantization import settle_quantization
 
+ROOT = Path(__file__).parent.parent
 QWEN: Any = SimpleNamespace(family="qwen3", quantized=False)
 GEMMA: Any = SimpleNamespace(family="gemma4", quantized=False)
 QUANTIZED: Any = SimpleNamespace(family="qwen3", quantized=True)
@@ -131,3 +134,19 @@ def test_a_machine_without_fp8_says_so_before_anything_loads() -> None:
     )
     with pytest.raises(ValueError, match='draft_quantization is "fp8", but'):
         arguments.create_engine_config()
+
+
+def test_layers_quantized_in_place_compute_what_they_did() -> None:
+    """Each kind of a drafter's, within FP8's own error; by themselves and traced by Dynamo, as a
+    compiled drafter is."""
+    code = f"""
+        import tests.conftest
+        from tests.fp8_layers import errors
+        answer = errors({str(MICRO)!r})
+    """
+    found = ask(code, clean_environment(PYTHONPATH=str(ROOT)))
+    assert set(found) == {"QKVParallelLinear", "MergedColumnParallelLinear", "RowParallelLinear"}
+    for name, (dtype, plain, traced) in found.items():
+        assert dtype == "torch.float8_e4m3fn", name
+        assert 0.01 < plain < 0.08, name
+        assert traced == pytest.approx(plain, rel=0.1), name
