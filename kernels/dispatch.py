@@ -9,6 +9,7 @@ import torch
 
 CHOICES = ("auto", "reference", "triton")
 VARIABLE = "DSPARK_KERNELS"
+MEASURED = 9  # major compute capability of the CUDA devices that our measurements were made on
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ def choose(
 
 
 def is_measured(device: torch.device) -> bool:
-    """Whether `device` is of the kind that our measurements were made on: compute capability 9 of
-    CUDA. ROCm, which torch calls cuda too, counts its own."""
+    """Whether `device` is of the kind that our measurements were made on. ROCm, which torch calls
+    cuda too, counts capabilities of its own."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability(device)[0] == 9
+    return torch.cuda.get_device_capability(device)[0] == MEASURED
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

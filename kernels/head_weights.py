@@ -16,7 +16,12 @@ import torch
 
 from vllm_dspark.heads import ConfidenceHead, MarkovHead
 
-_FP8 = torch.float8_e4m3fn
+
+def fp8_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [..., N] in FP8 (E4M3), and what each row is to be multiplied by, float32 [...]."""
+    dtype, exact = torch.float8_e4m3fn, values.float()
+    scale = exact.abs().amax(dim=-1).clamp_min(1e-12) / torch.finfo(dtype).max
+    return (exact / scale[..., None]).to(dtype), scale
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,10 @@ class HeadWeights:
         )
 
     def in_fp8(self) -> HeadWeights:
-        """With a copy of `w2` in FP8 (E4M3): half of what every position reads. It does not follow
-        what is loaded later."""
-        largest = torch.finfo(_FP8).max
-        scale = self.w2.float().abs().amax(dim=1).clamp_min(1e-12) / largest
-        return replace(self, w2=(self.w2.float() / scale[:, None]).to(_FP8), w2_scale=scale)
+        """With a copy of `w2` in FP8: half of what every position reads. It does not follow what is
+        loaded later."""
+        w2, scale = fp8_rows(self.w2)
+        return replace(self, w2=w2, w2_scale=scale)
 
     @property
     def rank(self) -> int:

@@ -12,11 +12,8 @@ from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_dspark.calibration.memory import PositionMetrics
-from vllm_dspark.integration.front_end import (
-    serves_dspark,
-    wrap_client_init,
-    wrap_stat_loggers_init,
-)
+from vllm_dspark.integration.chosen import serves_dspark
+from vllm_dspark.integration.front_end import wrap_client_init, wrap_stat_loggers_init
 from vllm_dspark.integration.metrics import DSparkStatLogger
 from vllm_dspark.integration.speculation_counts import SpeculationCounts
 from vllm_dspark.integration.speculation_stats import (

@@ -23,6 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 from benchmarks.inflation.checkpoint import Checkpoint
 from benchmarks.inflation.pair import Pair
 from examples.training.drafter import Drafter, block_mask
+from vllm_dspark.kernels.head_weights import fp8_rows
 
 _ROWS = 16_384  # words of the LM head in memory at a time
 Rounding = Callable[[torch.Tensor], torch.Tensor]
@@ -47,9 +48,8 @@ class Outputs:
 
 def in_fp8(values: torch.Tensor) -> torch.Tensor:
     """What FP8 (E4M3) makes of rows [..., N] that have a scale each: float32, the same shape."""
-    dtype = torch.float8_e4m3fn
-    scale = values.abs().amax(-1, keepdim=True).clamp_min(1e-12) / torch.finfo(dtype).max
-    return (values / scale).to(dtype).float() * scale
+    rounded, scale = fp8_rows(values)
+    return rounded.float() * scale[..., None]
 
 
 def _as_it_is(values: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ emitted is the target's own as before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from packaging.version import Version
 
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
-from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.chosen import like_measured, record
+from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.chosen import like_measured, no_carrier, record, refusal
 
 _SINCE = Version("0.33")  # of vLLM, which quantizes copies of an LM head
 _FP8 = (8, 9)  # compute capability of the first CUDA devices with FP8 products
@@ -42,10 +41,7 @@ def settle_quantization(vllm_config: Any, config: DSparkConfig, spec: DrafterSpe
     asked = config.draft_quantization
     problem = None if asked == "none" else obstacle(vllm_config, spec)
     if asked == "fp8" and problem is not None:
-        raise DSparkConfigError(
-            f'additional_config["dspark"]: draft_quantization is "fp8", but {problem}. Fix: leave '
-            "it out."
-        )
+        raise refusal("draft_quantization", asked, problem)
     wanted = asked == "fp8" or (asked == "auto" and problem is None and like_measured(vllm_config))
     chosen = "fp8" if wanted else "none"
     record(vllm_config, draft_quantization=chosen)
@@ -73,9 +69,7 @@ def obstacle(vllm_config: Any, spec: DrafterSpec | None) -> str | None:
         return f"the drafter computes in {dtypes}, needed is bfloat16 or float16 for both"
     if envs.VLLM_BATCH_INVARIANT:
         return "batch invariance was asked for, which FP8 products do not keep"
-    if not isinstance(vllm_config.additional_config, Mapping):
-        return "additional_config is not an object that could carry the decision"
-    return None
+    return no_carrier(vllm_config)
 
 
 @torch.no_grad()

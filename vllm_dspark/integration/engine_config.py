@@ -73,8 +73,9 @@ def _take_place(vllm_config: Any) -> bool:
     settle(vllm_config, plan)
     settle_prefill_graphs(vllm_config, config)
     obstacle = settle_depth(vllm_config, config)
-    refuse_narrow_steps(vllm_config)
-    depth = DepthPlan.of(vllm_config).describe() + (f" ({obstacle})" if obstacle else "")
+    depth_plan = DepthPlan.of(vllm_config)
+    refuse_narrow_steps(depth_plan, vllm_config.scheduler_config)
+    depth = depth_plan.describe() + (f" ({obstacle})" if obstacle else "")
     calibration = "none"
     if plan.adaptive:
         found = calibration_of(vllm_config, config)
@@ -115,14 +116,16 @@ def settle_pipeline(vllm_config: Any) -> None:
     )
 
 
-def refuse_narrow_steps(vllm_config: Any) -> None:
+def refuse_narrow_steps(plan: DepthPlan, scheduler: Any) -> None:
     """vLLM has room for max_num_batched_tokens in a draft pass, and writes past its end where all
     requests together have more (0.32.0 and 0.33.0, `prepare_dflash_inputs`).
+
+    Args:
+        scheduler: vLLM's configuration of it.
 
     Raises:
         DSparkConfigError: they can have more.
     """
-    plan, scheduler = DepthPlan.of(vllm_config), vllm_config.scheduler_config
     requests, room = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
     each = plan.queries(plan.depths[-1])
     if requests * each > room:

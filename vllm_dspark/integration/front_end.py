@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_dspark.config import DSparkConfig
-
-
-def serves_dspark(vllm_config: Any) -> bool:
-    """Whether this engine's DSpark is ours."""
-    speculative = vllm_config.speculative_config
-    if speculative is None or speculative.method != "dspark":
-        return False
-    return DSparkConfig.from_additional_config(vllm_config.additional_config).enabled
+from vllm_dspark.integration.chosen import serves_dspark
 
 
 def wrap_client_init(original: Callable[..., None]) -> Callable[..., None]:

@@ -10,14 +10,12 @@ verification has no such mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.chosen import like_measured, record
-
-_FIX = "Fix: leave it out."
+from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.chosen import like_measured, no_carrier, record, refusal, serves_dspark
 
 
 def settle_prefill_graphs(vllm_config: Any, config: DSparkConfig) -> None:
@@ -29,7 +27,7 @@ def settle_prefill_graphs(vllm_config: Any, config: DSparkConfig) -> None:
     asked = config.prefill_graphs
     problem = None if asked == "piecewise" else obstacle(vllm_config)
     if asked == "full" and problem is not None:
-        raise _refusal(problem)
+        raise refusal("prefill_graphs", asked, problem)
     if asked == "auto" and (problem is not None or not like_measured(vllm_config)):
         record(vllm_config, prefill_graphs="piecewise")
 
@@ -61,9 +59,7 @@ def obstacle(vllm_config: Any) -> str | None:
     }
     if asked := [name for name, is_on in others.items() if is_on]:
         return f"it was not tried together with {asked[0]}"
-    if not isinstance(vllm_config.additional_config, Mapping):
-        return "additional_config is not an object that could carry the decision"
-    return None
+    return no_carrier(vllm_config)
 
 
 def wrap_init_candidates(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,16 +108,15 @@ def _wanted(manager: Any) -> bool:
     from vllm.config.compilation import CUDAGraphMode
 
     vllm_config = manager.vllm_config
-    speculative = vllm_config.speculative_config
-    if speculative is None or speculative.method != "dspark" or not manager.varlen_decode:
-        return False
-    config = DSparkConfig.from_additional_config(vllm_config.additional_config)
     in_pieces = manager.cudagraph_mode == CUDAGraphMode.FULL_AND_PIECEWISE
-    if not (config.enabled and in_pieces) or config.prefill_graphs == "piecewise":
+    if not (in_pieces and manager.varlen_decode and serves_dspark(vllm_config)):
+        return False
+    asked = DSparkConfig.from_additional_config(vllm_config.additional_config).prefill_graphs
+    if asked == "piecewise":
         return False
     unable = _no_mixed_lengths(vllm_config)
-    if unable is not None and config.prefill_graphs == "full":
-        raise _refusal(unable)
+    if unable is not None and asked == "full":
+        raise refusal("prefill_graphs", asked, unable)
     return unable is None
 
 
@@ -141,9 +136,3 @@ def _no_mixed_lengths(vllm_config: Any) -> str | None:
         if support != AttentionCGSupport.ALWAYS:
             return f"{backend.get_name()} cannot replay batches with a prefill"
     return None
-
-
-def _refusal(problem: str) -> DSparkConfigError:
-    return DSparkConfigError(
-        f'additional_config["dspark"]: prefill_graphs is "full", but {problem}. {_FIX}'
-    )

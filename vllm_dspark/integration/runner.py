@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vllm_dspark.config import DSparkConfig
+from vllm_dspark.integration.chosen import serves_dspark
 
 
 def wrap_init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -13,8 +13,7 @@ def wrap_init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
     whose configuration turns us off, vLLM's own."""
 
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
-        config = DSparkConfig.from_additional_config(vllm_config.additional_config)
-        if vllm_config.speculative_config.method != "dspark" or not config.enabled:
+        if not serves_dspark(vllm_config):
             return original(vllm_config, device, req_states)
         from vllm_dspark.integration.proposer import DSparkProposer
 
@@ -29,9 +28,7 @@ def wrap_maybe_create_adaptive_verification_manager(
     """Method dspark gets our manager or, where CUDA graphs need not know of it, none as yet."""
 
     def maybe_create_adaptive_verification_manager(*, vllm_config: Any, **arguments: Any) -> Any:
-        config = DSparkConfig.from_additional_config(vllm_config.additional_config)
-        speculative = vllm_config.speculative_config
-        if speculative is None or speculative.method != "dspark" or not config.enabled:
+        if not serves_dspark(vllm_config):
             return original(vllm_config=vllm_config, **arguments)
         from vllm_dspark.integration.verification.create import create_for_graphs
 

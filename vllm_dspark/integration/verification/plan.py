@@ -6,7 +6,6 @@ of the engine reads one answer. What only the attention backends can say is left
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from packaging.version import Version
 from vllm_dspark.checkpoint import DrafterSpec
 from vllm_dspark.compat import require_supported_vllm
 from vllm_dspark.config import DSparkConfig, DSparkConfigError
-from vllm_dspark.integration.chosen import record
+from vllm_dspark.integration.chosen import no_carrier, record
 
 Mode = Literal["device", "host"]
 
@@ -99,9 +98,7 @@ def unsupported(vllm_config: Any) -> str | None:
         return "returned sampling masks have the boundaries that were scheduled"
     if vllm_config.aux_output_config.enabled:
         return "returned experts have the boundaries that were scheduled"
-    if not isinstance(vllm_config.additional_config, Mapping):
-        return "additional_config is not an object that could carry the decision"
-    return None
+    return no_carrier(vllm_config)
 
 
 def recurrent_obstacle(cache_config: Any) -> str | None:
