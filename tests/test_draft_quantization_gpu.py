@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests import test_losslessness as exact
-from tests.engine import TINY, Request, engine, observed, run, tokens
-from tests.pairs import write_drafter, write_target
+from tests.engine import TINY, Request, engine, observed, run
 from tests.test_gpu import GRAPHS, speculation
 from tests.verification_cases import runner_of
 
@@ -54,11 +52,8 @@ def test_accepted_length_stays_and_the_target_is_left_alone() -> None:
 def test_sampled_output_follows_the_target(tmp_path: Path, method: str) -> None:
     """Chi-square over all continuations of three words: verification goes by what FP8 drew from,
     not by what the checkpoint's own numbers would have."""
-    write_target(tmp_path, vocab_size=exact.WORDS, seed=3)
-    write_drafter(tmp_path / "dspark", tmp_path, rank=4, seed=4)
+    exact.write_pair(tmp_path)
     regime = exact.REGIMES["temperature 1"]
-    fixed = {"max_tokens": exact.POSITIONS, "ignore_eos": True, "detokenize": False}
-    requests = [Request(exact.PROMPT, regime | fixed | {"seed": i}) for i in range(4000)]
     config = {
         "method": "dspark",
         "draft_sample_method": "probabilistic",
@@ -68,7 +63,7 @@ def test_sampled_output_follows_the_target(tmp_path: Path, method: str) -> None:
     with engine(tmp_path, config, **options("fp8", skip_tokenizer_init=True)) as llm:
         assert runner_of(llm).speculator.model.lm_head.weight.dtype == FP8
         with observed(llm) as seen:
-            samples = np.array(tokens(run(llm, requests)))
+            samples = exact.sample(llm, regime, 4000)
     assert 0.05 < seen[0].accepted / seen[0].drafted < 0.95
     joint = exact.exact_joint(tmp_path, regime)
     assert exact.p_value(samples, joint) > exact.SIGNIFICANCE

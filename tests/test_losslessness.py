@@ -39,13 +39,17 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random pair whose distributions overlap without being equal."""
-    folder = tmp_path_factory.mktemp("pair")
+def write_pair(folder: Path) -> Path:
+    """Make the random pair in a folder, and return that."""
     write_target(folder, vocab_size=WORDS, seed=3)
     write_drafter(folder / "dspark", folder, rank=4, seed=4)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pair whose distributions overlap without being equal."""
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def word_probabilities(logits: torch.Tensor, regime: dict[str, Any]) -> np.ndarray:
@@ -97,10 +101,10 @@ def p_value(samples: np.ndarray, joint: np.ndarray) -> float:
     return float(chisquare(observed_bins[keep], expected_bins[keep]).pvalue)
 
 
-def sample(llm: Any, regime: dict[str, Any]) -> np.ndarray:
-    """Continuations [SAMPLES, POSITIONS], one seeded request each."""
+def sample(llm: Any, regime: dict[str, Any], count: int = SAMPLES) -> np.ndarray:
+    """Continuations [count, POSITIONS], one seeded request each."""
     fixed = {"max_tokens": POSITIONS, "ignore_eos": True, "detokenize": False}
-    requests = [Request(PROMPT, regime | fixed | {"seed": i}) for i in range(SAMPLES)]
+    requests = [Request(PROMPT, regime | fixed | {"seed": i}) for i in range(count)]
     return np.array(tokens(run(llm, requests)))
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine import Request, engine, observed, run, tokens
+from tests.engine import engine, observed
 from tests.test_losslessness import (
     GAMMA,
     POSITIONS,
-    PROMPT,
     REGIMES,
     SIGNIFICANCE,
     exact_joint,
     p_value,
+    sample,
 )
 from tests.test_losslessness import pair as pair
 from tests.verification_cases import Prices, manager_of
@@ -50,9 +50,7 @@ def test_sampled_output_follows_the_target(pair: Path, drafting: str) -> None:
         manager = manager_of(llm)
         manager.policy.costs = Prices(*STAIRS)
         with observed(llm) as seen:
-            fixed = {"max_tokens": POSITIONS, "ignore_eos": True, "detokenize": False}
-            requests = [Request(PROMPT, regime | fixed | {"seed": i}) for i in range(SAMPLES)]
-            samples = np.array(tokens(run(llm, requests)))
+            samples = sample(llm, regime, SAMPLES)
         counted = manager.snapshot()
     assert 0.1 < counted["verified"] / counted["scheduled"] < 0.9
     assert 0.05 < seen[0].accepted / counted["verified"] < 0.95

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests import test_losslessness as exact
 from tests.engine import TINY, Request, engine, observed, run, tokens
-from tests.pairs import write_drafter, write_target
 from tests.test_gpu import GRAPHS, REQUESTS, speculation
 from tests.verification_cases import Prices, RandomBudget, RandomLengths, manager_of, runner_of
 from vllm_dspark.integration.verification.allocation_kernel import KernelAllocation
@@ -141,11 +139,8 @@ def test_bf16_in_device_mode() -> None:
 def test_sampled_output_follows_the_target(tmp_path: Path, mode: str) -> None:
     """As `tests.test_losslessness_adaptive`: requests compete for a budget that jumps over stairs,
     chi-square over all continuations of three words."""
-    write_target(tmp_path, vocab_size=exact.WORDS, seed=3)
-    write_drafter(tmp_path / "dspark", tmp_path, rank=4, seed=4)
+    exact.write_pair(tmp_path)
     regime = exact.REGIMES["temperature 1"]
-    fixed = {"max_tokens": exact.POSITIONS, "ignore_eos": True, "detokenize": False}
-    requests = [Request(exact.PROMPT, regime | fixed | {"seed": i}) for i in range(2000)]
     config = {
         "method": "dspark",
         "draft_sample_method": "probabilistic",
@@ -154,7 +149,7 @@ def test_sampled_output_follows_the_target(tmp_path: Path, mode: str) -> None:
     with engine(tmp_path, config, **options(mode, skip_tokenizer_init=True)) as llm:
         manager = manager_of(llm)
         manager.policy.costs = Prices(*(1 + 0.03 * k + 0.35 * (k // 5) for k in range(33)))
-        samples = np.array(tokens(run(llm, requests)))
+        samples = exact.sample(llm, regime, 2000)
         counted = manager.snapshot()
     assert 0.1 < counted["verified"] / counted["scheduled"] < 0.9
     joint = exact.exact_joint(tmp_path, regime)
