@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from filelock import FileLock
 from packaging.version import Version
 
 from vllm_dspark.compat import installed_vllm
@@ -40,8 +41,10 @@ def source_root(version: str) -> Folder:
         assert spec.origin is not None
         return Path(spec.origin).parent.parent
     archive = CACHE / f"vllm-{version}-sources.zip"
-    if not archive.is_file():
-        _keep_sources(_download(version), archive)
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(archive.with_suffix(".lock")):  # test processes start together
+        if not archive.is_file():
+            _keep_sources(_download(version), archive)
     return zipfile.Path(archive)
 
 
