@@ -213,9 +213,11 @@ def block_overlap(batch: Batch, stats: torch.Tensor) -> torch.Tensor:
     """
     tiles = tile_count(batch.vocab_size)
     rows = batch.logits.shape[0]
+    overlap = torch.empty(rows, tiles, device=batch.logits.device)
+    if batch.steps < 2:
+        return overlap
     before = torch.empty(rows, device=batch.logits.device)
     totals = torch.empty(rows, 4, device=batch.logits.device)
-    overlap = torch.empty(rows, tiles, device=batch.logits.device)
     arguments = (
         *batch.target_arguments(), *batch.draft_arguments(), *batch.request_arguments(),
     )  # fmt: skip
@@ -230,15 +232,14 @@ def block_overlap(batch: Batch, stats: torch.Tensor) -> torch.Tensor:
         TILES=triton.next_power_of_2(tiles),
         num_warps=4,
     )
-    if batch.steps > 1:
-        block_overlap_kernel[(tiles, batch.requests, batch.steps - 1)](
-            overlap,
-            before,
-            totals,
-            *arguments,
-            batch.vocab_size,
-            tiles,
-            WORDS=tile_words(batch.vocab_size),
-            num_warps=4,
-        )
+    block_overlap_kernel[(tiles, batch.requests, batch.steps - 1)](
+        overlap,
+        before,
+        totals,
+        *arguments,
+        batch.vocab_size,
+        tiles,
+        WORDS=tile_words(batch.vocab_size),
+        num_warps=4,
+    )
     return overlap

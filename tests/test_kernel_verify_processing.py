@@ -180,7 +180,9 @@ def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.Mo
         logits_indices=torch.tensor([7]),
         idx_mapping_np=np.array([3]),
     )
-    tokens, positions = KernelRejectionSampler(runner("triton"))._inputs(batch)
+    made = KernelRejectionSampler(runner("triton"))
+    tokens, positions = made._inputs(batch)
+    assert made._most_drafts(batch) == 0  # so that no program looks for any
     assert (tokens.tolist(), positions.tolist()) == ([57], [27])
     assert (tokens.dtype, positions.dtype) == (torch.int32, torch.int64)
 

@@ -162,7 +162,7 @@ class KernelRejectionSampler(RejectionSampler):
         vLLM's kernel is compiled for batches with drafts before there are requests, and only then.
         """
         rows = input_batch.logits_indices
-        if len(rows) == len(input_batch.idx_mapping_np):  # no drafts
+        if not _has_drafts(input_batch):
             return input_batch.input_ids[rows], input_batch.positions[rows]
         return gather_draft_sampled(
             input_batch.input_ids,
@@ -202,6 +202,8 @@ class KernelRejectionSampler(RejectionSampler):
 
     def _most_drafts(self, input_batch: Any, requests: Any = slice(None)) -> int:
         """Most drafts of some requests of a batch; an upper bound where the device trims."""
+        if not _has_drafts(input_batch):
+            return 0
         scheduled = input_batch.num_draft_tokens_per_req
         if scheduled is None:
             return self.num_speculative_steps
@@ -273,3 +275,8 @@ class KernelRejectionSampler(RejectionSampler):
             num_sampled=sampled,
             num_rejected=rejected,
         )
+
+
+def _has_drafts(input_batch: Any) -> bool:
+    """Whether some request has more rows than the one that every request has."""
+    return len(input_batch.logits_indices) > len(input_batch.idx_mapping_np)
