@@ -56,7 +56,12 @@ class Speculator(ContextGraphs, Theirs):
         self.drawn, self.stored = drawn, list[Stored]()
         self._aux_staging = torch.full((ROOM, 2), torch.nan)
         self._context_slot_mappings = torch.full((1, ROOM), SLOT)
+        self.context_positions = torch.zeros(ROOM, dtype=torch.int64)
         self.context_graphs = Manager(self) if graphs else None
+        self.draft_kv_cache_group_ids = [1]
+        slots = torch.full((3, ROOM), -5)  # of other groups
+        self.block_tables = SimpleNamespace(slot_mappings=slots)
+        self.pcp_manager = None
 
     def keep_context(self, tokens: int, dummy_run: bool = False) -> list[Stored]:
         """As vLLM does at depth 0."""
@@ -69,6 +74,39 @@ class Speculator(ContextGraphs, Theirs):
         batch = SimpleNamespace(num_tokens=tokens)
         self._prepare_graph_replay(batch, requests, STATES[0], STATES, torch.zeros(1), dummy_run)
         return self.stored
+
+
+def step_of(tokens: int, drafts: int = 0) -> SimpleNamespace:
+    """A step of the target, as long as its buffers are."""
+    positions = torch.arange(100, 100 + ROOM)
+    return SimpleNamespace(num_tokens=tokens, num_draft_tokens=drafts, positions=positions)
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(1, 4), (5, 8), (16, 16)])
+def test_a_step_that_never_speculated_is_stored_where_the_target_stored_it(
+    tokens: int, size: int
+) -> None:
+    """The slots are those of the drafter's group; `Manager` sees to it that they reach the graph,
+    and that nothing is left in it of the step before."""
+    speculator = Speculator(0)
+    speculator._context_slot_mappings.fill_(3)
+    speculator.block_tables.slot_mappings[1, :tokens] = SLOT
+    assert speculator.store_own(step_of(tokens), STATES)
+    assert speculator.stored == [("graph", tokens, size)]
+    assert speculator.context_positions[:tokens].tolist() == list(range(100, 100 + tokens))
+    assert speculator._staged is None
+
+
+@pytest.mark.parametrize("changes", [{"graphs": False}, {"tokens": 17}, {"drafts": 1}, {"pcp": 1}])
+def test_what_vllm_has_to_lay_out_is_left_to_it(changes: dict[str, Any]) -> None:
+    """No graph, or too small ones; drafts that were verified, which may be rejected; prompts that
+    ranks share."""
+    speculator = Speculator(0, changes.get("graphs", True))
+    speculator.pcp_manager = changes.get("pcp")
+    step = step_of(changes.get("tokens", 5), changes.get("drafts", 0))
+    assert not speculator.store_own(step, STATES)
+    assert speculator.stored == []
+    assert speculator._staged is None
 
 
 @pytest.mark.parametrize(("tokens", "size"), [(1, 4), (4, 4), (5, 8), (16, 16)])

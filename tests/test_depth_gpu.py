@@ -200,6 +200,12 @@ def test_context_graphs_store_what_vllm_stores() -> None:
             launched[label] += 1
             function(*args)
 
+        def own(*step: Any) -> bool:
+            stored: bool = type(speculator).store_own(speculator, *step)
+            launched["own"] += stored
+            return stored
+
+        speculator.store_own = own
         model.precompute_and_store_context_kv = partial(counted, "launches", original)
         speculator.context_graphs.run_fullgraph = partial(counted, "replays", replay)
         for graphs in (speculator.context_graphs, None):
@@ -212,6 +218,7 @@ def test_context_graphs_store_what_vllm_stores() -> None:
             if graphs is not None:
                 assert launched["replays"] > len(REQUESTS)
                 assert launched["launches"] == 0
+                assert launched["own"] > len(REQUESTS)
         assert launched["launches"] > len(REQUESTS)
     by_graph, by_launch = drafts
     both = by_graph.keys() & by_launch.keys()

@@ -193,12 +193,31 @@ def test_propose_runs_a_block_of_its_depth(speculator: Any, told: int, block: in
     assert at_rest(speculator)
 
 
-def test_depth_zero_draws_nothing(speculator: Any) -> None:
+STEP = (SimpleNamespace(num_reqs=3), "attention", "slots", "last", "states", "sampled")
+
+
+@pytest.mark.parametrize("dummy_run", [False, True])
+def test_depth_zero_draws_nothing(speculator: Any, dummy_run: bool) -> None:
     """vLLM is asked to keep the context up, outside of graphs, and its block pass is left out."""
-    speculator.propose("batch", num_speculative_tokens=0)
+    speculator.store_own = lambda *step: dummy_run  # in a dummy run there is nothing to store
+    speculator.propose(*STEP, num_speculative_tokens=0, dummy_run=dummy_run)
     (proposed,) = speculator.seen
-    assert proposed.told == 0
+    assert (proposed.told, proposed.args) == (0, STEP)
     assert proposed.kwargs["is_profile"]
+    assert at_rest(speculator)
+
+
+def test_depth_zero_needs_vllm_for_nothing_that_is_stored(speculator: Any) -> None:
+    stored = []
+
+    def store_own(*step: Any) -> bool:
+        stored.append((*step, speculator.drawn))
+        return True
+
+    speculator.store_own = store_own
+    assert speculator.propose(*STEP, num_speculative_tokens=0).shape == (3, GAMMA)
+    assert stored == [(STEP[0], "states", 0)]
+    assert speculator.seen == []
     assert at_rest(speculator)
 
 
@@ -206,7 +225,7 @@ def test_depth_zero_draws_nothing(speculator: Any) -> None:
 def test_dummy_runs_name_no_depth(speculator: Any, idle: int | None, blocks: list[int]) -> None:
     """γ, or what is being profiled."""
     speculator.idle_depth = idle
-    speculator.propose("batch", dummy_run=True)
+    speculator.propose(*STEP, dummy_run=True)
     assert [call.steps for call in speculator.seen if call.name == "draw"] == blocks
 
 
@@ -215,7 +234,7 @@ def test_failure_leaves_no_trace(speculator: Any, depth: int) -> None:
     """The next step finds full blocks again."""
     speculator.fails = True
     with pytest.raises(RuntimeError, match="a step fails"):
-        speculator.propose("batch", num_speculative_tokens=depth)
+        speculator.propose(*STEP, num_speculative_tokens=depth)
     assert at_rest(speculator)
 
 

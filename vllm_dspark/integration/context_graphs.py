@@ -64,6 +64,10 @@ class ContextGraphs:
     model: Any
     hidden_states: torch.Tensor
     query_cudagraph_manager: Any
+    block_tables: Any
+    context_positions: torch.Tensor
+    draft_kv_cache_group_ids: list[int]
+    pcp_manager: Any
     _aux_staging: torch.Tensor | None = None
     _num_rejected: torch.Tensor | None = None
     _context_slot_mappings: torch.Tensor
@@ -110,6 +114,31 @@ class ContextGraphs:
         assert self.context_graphs is not None
         self._context_slot_mappings[:, tokens : graph.num_tokens].fill_(PAD_SLOT_ID)
         self.context_graphs.run_fullgraph(graph)
+
+    def store_own(self, input_batch: Any, aux: list[torch.Tensor] | None) -> bool:
+        """Store the context K/V of a step that verified no drafts and draws none. Whether that was
+        possible; else vLLM has to lay the step out first.
+
+        Nothing of such a step can have been rejected: every token has the position and the slots
+        that the target had for it. `_context_slot_mappings` has a row for every group of caches.
+
+        Args:
+            input_batch: vLLM's, of the target's step.
+            aux: hidden states of it, [≥ N, D] of each layer that the drafter reads.
+        """
+        if self.context_graphs is None or self.pcp_manager is not None:
+            return False
+        tokens = input_batch.num_tokens
+        if input_batch.num_draft_tokens or not self._stage(tokens, aux):
+            return False
+        slots = self.block_tables.slot_mappings
+        self.context_positions[:tokens].copy_(input_batch.positions[:tokens])
+        for own, group in zip(
+            self._context_slot_mappings, self.draft_kv_cache_group_ids, strict=True
+        ):
+            own[:tokens].copy_(slots[group, :tokens])
+        self._replay_staged(tokens)
+        return True
 
     def _store_hidden_states(
         self, num_tokens: int, last: torch.Tensor, aux: list[torch.Tensor] | None, *rest: int

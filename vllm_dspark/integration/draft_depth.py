@@ -56,6 +56,7 @@ class DraftDepth(ContextGraphs):
     max_num_reqs: int
     query_cudagraph_manager: Any
     draft_token_confidence_probs: torch.Tensor
+    draft_tokens: torch.Tensor
 
     @contextmanager
     def at_block(self, block: int) -> Iterator[None]:
@@ -96,13 +97,31 @@ class DraftDepth(ContextGraphs):
                 *args, num_speculative_tokens=block, **kwargs
             )
 
-    def _keep_context(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _keep_context(
+        self,
+        input_batch: Any,
+        attn_metadata: Any,
+        slot_mappings: Any,
+        last_hidden_states: torch.Tensor,
+        aux_hidden_states: list[torch.Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """Store the context K/V of the step's tokens, and draft nothing."""
         kwargs["is_profile"] = True  # for 0.32, which knows no depth 0: no graph either
         self.drawn = 0
         try:
+            if not kwargs.get("dummy_run") and self.store_own(input_batch, aux_hidden_states):
+                return self.draft_tokens[: input_batch.num_reqs]
             return super().propose(  # type: ignore[misc]  # vLLM's, mixed in after
-                *args, num_speculative_tokens=0, **kwargs
+                input_batch,
+                attn_metadata,
+                slot_mappings,
+                last_hidden_states,
+                aux_hidden_states,
+                *args,
+                num_speculative_tokens=0,
+                **kwargs,
             )
         finally:
             self.drawn = None
