@@ -110,10 +110,13 @@ def test_what_cannot_be_is_refused_where_it_was_asked_for(
 
 
 @pytest.mark.parametrize("asked", ["auto", "fp8"])
-def test_compiled_drafters_are_quantized_where_it_was_asked_for(hopper: Any, asked: str) -> None:
-    """What is measured is not compiled."""
-    compiled = engine({"draft_quantization": asked}, compiled=CompilationMode.VLLM_COMPILE)
-    assert settled(compiled) == ("fp8" if asked == "fp8" else "none")
+@pytest.mark.parametrize("mode", list(CompilationMode), ids=lambda mode: mode.name)
+def test_ways_to_compile_that_nobody_measured_have_to_be_asked_for(
+    hopper: Any, asked: str, mode: CompilationMode
+) -> None:
+    usual = mode in (CompilationMode.NONE, CompilationMode.VLLM_COMPILE)
+    compiled = engine({"draft_quantization": asked}, compiled=mode)
+    assert settled(compiled) == ("fp8" if usual or asked == "fp8" else "none")
 
 
 def test_what_cannot_carry_the_choice_stays_as_it_is(hopper: Any) -> None:

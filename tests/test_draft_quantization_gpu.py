@@ -48,6 +48,29 @@ def test_accepted_length_stays_and_the_target_is_left_alone() -> None:
     assert lengths["fp8"] > 2.0
 
 
+COMPILED = {"compilation_config": GRAPHS["compilation_config"] | {"mode": 3}}
+TWO_RANKS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(COMPILED, id="torch.compile"),
+        pytest.param({"tensor_parallel_size": 2}, id="two ranks", marks=TWO_RANKS),
+    ],
+)
+def test_accepted_length_stays_in_other_engines(changes: dict[str, Any]) -> None:
+    """Code that was compiled for other weights, or shards with scales of another rank, lose it."""
+    lengths = {}
+    for quantization in ("none", "fp8"):
+        with engine(TINY, speculation("greedy"), **options(quantization, **changes)) as llm:
+            with observed(llm) as seen:
+                run(llm, MANY)
+            lengths[quantization] = seen[0].accepted_length
+    assert lengths["fp8"] == pytest.approx(lengths["none"], rel=0.03)
+    assert lengths["fp8"] > 2.0
+
+
 @pytest.mark.parametrize("method", ["standard", "block"])
 def test_sampled_output_follows_the_target(tmp_path: Path, method: str) -> None:
     """Chi-square over all continuations of three words: verification goes by what FP8 drew from,

@@ -192,5 +192,9 @@ def test_auto_is_for_engines_that_were_measured(
     monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
     monkeypatch.setattr(type(current_platform), "get_device_capability", lambda *_: capability)
     assert settled(finished({"prefill_graphs": asked}, tensor_parallel_size=ranks)) == chosen
-    compiled = finished({"prefill_graphs": asked}, compiled=CompilationMode.VLLM_COMPILE)
-    assert settled(compiled) == ("piecewise" if asked == "auto" else asked)
+    compiled = finished(
+        {"prefill_graphs": asked},
+        tensor_parallel_size=ranks,
+        compiled=CompilationMode.VLLM_COMPILE,
+    )
+    assert settled(compiled) == chosen

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine import TINY, Request, engine, observed, run, tokens
 from tests.test_gpu import GRAPHS, REQUESTS, speculation
@@ -28,7 +29,7 @@ LONG = Request("def f(x):\n" + "    x = x + 1\n" * 40, {"max_tokens": 24}, arriv
 MIXED = [*REQUESTS, LONG]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def breakable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without compilation, which starts in seconds, there are pieces only so."""
     monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
@@ -64,6 +65,7 @@ def replays(llm: Any) -> Iterator[Counter[str]]:
         del graphs.run_fullgraph, graphs.run_pw_graph
 
 
+@pytest.mark.usefixtures("breakable")
 @pytest.mark.parametrize("mode", ["device", "host"])
 @pytest.mark.parametrize("drafting", ["greedy", "probabilistic"])
 def test_fp32_tokens_equal(reference: list[list[int]], mode: str, drafting: str) -> None:
@@ -82,4 +84,30 @@ def test_fp32_tokens_equal(reference: list[list[int]], mode: str, drafting: str)
     assert seen["pieces"] == 0
     assert seen["prefill"] > 3 * len(REQUESTS)
     assert seen["decode"] > 20
+    assert rounds[0].accepted_length > 1.3
+
+
+def test_fp32_tokens_equal_under_torch_compile(reference: list[list[int]]) -> None:
+    """As vLLM compiles by default: code in pieces, captured as one graph."""
+    chosen = {"verification": "adaptive", "prefill_graphs": "full"}
+    options = BOTH | {"additional_config": {"dspark": chosen}}
+    options["compilation_config"] = BOTH["compilation_config"] | {"mode": 3}
+    with engine(TINY, speculation("greedy"), **options) as llm:
+        with replays(llm) as seen, observed(llm) as rounds:
+            for _ in range(2):
+                assert tokens(run(llm, MIXED)) == reference
+    assert seen["pieces"] == 0
+    assert seen["prefill"] > 2 * len(REQUESTS)
+    assert rounds[0].accepted_length > 1.3
+
+
+@pytest.mark.usefixtures("breakable")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
+def test_fp32_tokens_equal_on_two_ranks(reference: list[list[int]]) -> None:
+    """Each rank replays its own graphs, with the ranks' sums inside them."""
+    chosen = {"verification": "adaptive", "prefill_graphs": "full"}
+    options = BOTH | {"additional_config": {"dspark": chosen}, "tensor_parallel_size": 2}
+    with engine(TINY, speculation("greedy"), **options) as llm, observed(llm) as rounds:
+        for _ in range(2):
+            assert tokens(run(llm, MIXED)) == reference
     assert rounds[0].accepted_length > 1.3

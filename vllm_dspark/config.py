@@ -110,8 +110,7 @@ class DSparkConfig(BaseModel):
         description=(
             "Numbers that the drafter's block pass and its LM head are computed in. fp8: FP8, from "
             "weights that are quantized while they load. none: the checkpoint's. auto: fp8 where "
-            "it was measured to be faster (compute capability 9, one rank, no torch.compile) and "
-            "can be."
+            "it was measured to be faster (compute capability 9, one rank) and can be."
         ),
     )
     goal: Literal["throughput", "latency"] = Field(
@@ -150,8 +149,8 @@ class DSparkConfig(BaseModel):
         description=(
             "CUDA graphs of steps with a prefill, where decode steps have full ones. full: one for "
             "the whole step. piecewise: vLLM's, with attention launched layer by layer between "
-            "them. auto: full where it was measured to be faster (compute capability 9, one rank, "
-            "no torch.compile) and attention can replay them."
+            "them. auto: full where it was measured to be faster (compute capability 9, one rank) "
+            "and attention can replay them."
         ),
     )
     check_weights: bool = Field(

@@ -42,7 +42,7 @@ def record(vllm_config: Any, **chosen: Any) -> None:
 
 def like_measured(vllm_config: Any) -> bool:
     """Whether an engine is one like those that choices were measured to be faster in: on such a
-    CUDA device (`is_measured` asks a worker's own), on one rank, and without torch.compile."""
+    CUDA device (`is_measured` asks a worker's own), on one rank, compiled by vLLM or not at all."""
     from vllm.config import CompilationMode
     from vllm.platforms import current_platform
 
@@ -50,5 +50,6 @@ def like_measured(vllm_config: Any) -> bool:
         return False
     capability = current_platform.get_device_capability()
     alone = vllm_config.parallel_config.tensor_parallel_size == 1
-    as_is = vllm_config.compilation_config.mode == CompilationMode.NONE
-    return alone and as_is and capability is not None and capability.major == MEASURED
+    mode = vllm_config.compilation_config.mode
+    as_usual = mode in (CompilationMode.NONE, CompilationMode.VLLM_COMPILE)
+    return alone and as_usual and capability is not None and capability.major == MEASURED
