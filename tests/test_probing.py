@@ -128,6 +128,15 @@ def test_another_load_starts_over(requests: int) -> None:
     assert probes(run(chosen, 12, requests, age=NEVER_SEEN))
 
 
+def test_another_load_makes_stale_what_was_not_seen_since() -> None:
+    """It may be other text, too. A look comes soon, not after an interval."""
+    chosen = policy(probes=ProbeSettings(share=0.9, interval=1000, longest=1000, settle=10))
+    seen = np.full(GAMMA, 70.0)  # steps ago
+    assert probes(run(chosen, 70, 256, age=seen)) == [9]  # the first load is one, too
+    assert probes(run(chosen, 300, 256, age=seen)) == []
+    assert probes(run(chosen, 300, 64, age=seen)) == [9]
+
+
 def test_only_what_is_stale_and_promising_is_probed() -> None:
     """At 256 requests with one draft that pays. Position 2 unseen could pay: probed. Seen, it
     cannot, and 3 would have to survive like it, which does not pay either: nothing is."""

@@ -57,6 +57,19 @@ def test_unseen_positions_keep_their_mean_and_age() -> None:
     assert running.age.tolist() == [0, 10, 10]
 
 
+def test_what_lies_behind_follows_what_gets_that_far() -> None:
+    """Other text, of which the first position alone is seen, is drafted better, then not at all,
+    then better again. Catches memory of whole prefixes, which keeps a shallow depth shallow."""
+    running = RunningSurvival(3)
+    for _ in range(400):
+        running.step(row(0.5, 0.2, 0.1))
+    for first in (0.9, 0.0, 0.9):
+        for _ in range(400):
+            running.step(row(first, np.nan, np.nan))
+        np.testing.assert_allclose(running.mean, first * np.array([1, 0.4, 0.2]), atol=0.01)
+        assert (np.diff(running.mean) <= 0).all()
+
+
 @pytest.mark.parametrize("requests", [1, 16, 256])
 def test_what_is_seen_after_long_counts_for_more(requests: int) -> None:
     """A probe of 32 drafts after 256 steps outweighs all that was known. Catches forgetting by

@@ -12,6 +12,8 @@ for a step or a few. Three rules keep it cheap:
   more than that share of the time, whatever is accepted.
 * It must stay worth while. Each probe doubles the interval to the next; a deeper choice or a
   load that changed by a factor of two starts over.
+
+Such a change of load may be one of text, too: what was not seen since then is stale at once.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class ProbeSettings:
         share: of the time, in [0, 1), that probes may take; 0 is never to probe.
         interval: steps after which an unseen position is stale, at least 1; also the steps
             between probes.
+        settle: steps from a change of load to the first look, at least 1.
         longest: steps that the interval doubles up to.
         observations: blocks that a probe wants to see; it runs as many steps as that takes.
         most_steps: of one probe.
@@ -46,6 +49,7 @@ class ProbeSettings:
 
     share: float = 0.005
     interval: int = 256
+    settle: int = 16
     longest: int = 2048
     observations: int = 32
     most_steps: int = 8
@@ -53,7 +57,7 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         if checks.amount("share", self.share) >= 1:
             raise ValueError(f"share must lie in [0, 1), got {self.share}")
-        for name in ("interval", "observations", "most_steps"):
+        for name in ("interval", "settle", "observations", "most_steps"):
             checks.whole(name, getattr(self, name), least=1)
         checks.whole("longest", self.longest, least=self.interval)
 
@@ -73,7 +77,7 @@ class Probing:
         self._credit_ms = 0.0
         self._wait = settings.interval
         self._probe: tuple[int, int] | None = None  # depth, steps left
-        self._load = 0
+        self._load = self._since = 0  # requests when that changed last, and steps since then
 
     def start_over(self) -> None:
         """The shortest interval again."""
@@ -94,9 +98,11 @@ class Probing:
         """The depth to draft in this step: depths[current], or a deeper one to probe. Without a
         look nothing is begun."""
         depth = int(depths[current])
+        self._since += 1
         if not self._load / LOAD_CHANGE < requests < self._load * LOAD_CHANGE:
-            self._load = requests
+            self._load, self._since = requests, 0
             self.start_over()
+            self._wait = min(self._wait, self.settings.settle)
         now_ms = float(step_ms[current])
         longest_ms = (float(step_ms[-1]) - now_ms) * self.settings.most_steps
         self._credit_ms = min(self._credit_ms + self.settings.share * now_ms, max(longest_ms, 0.0))
@@ -110,7 +116,7 @@ class Probing:
             return depth
         steps = math.ceil(self.settings.observations / requests)
         steps = min(steps, self.settings.most_steps)
-        stale = age >= self.interval
+        stale = (age >= self.interval) | (age > self._since)
         if not stale.any():
             return depth
         hope = (1 + _accepted(survival, stale)[depths]) / step_ms

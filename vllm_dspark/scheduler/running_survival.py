@@ -1,4 +1,9 @@
-"""Running mean of the survival of drafts, per position, and how long ago each was seen."""
+"""Running mean of the survival of drafts, per position, and how long ago each was seen.
+
+Positions that are not drafted are not seen. What is remembered of them is how many survive of those
+that the position before lets through: text that is drafted better or worse changes what gets that
+far within a few steps, and the rest of the block with it.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +43,7 @@ class RunningSurvival:
         gamma = checks.whole("gamma", gamma, least=1)
         self.mean: Floats = np.power(FIRST_GUESS, np.arange(1.0, gamma + 1))
         self.age: Floats = np.full(gamma, np.inf)
+        self._given: Floats = np.full(gamma, FIRST_GUESS)  # of those that the one before lets pass
         self._weight: Floats = np.full(gamma, GUESS_WEIGHT)
 
     def step(self, survival: npt.NDArray[np.floating], steps: int = 1) -> None:
@@ -46,7 +52,7 @@ class RunningSurvival:
         Args:
             survival: float [R, γ], a row a block: the probability that each of its drafts
                 survives, or 1 and 0 where that is known by now. NaN where nothing was drafted or
-                nobody knows. R may be 0.
+                nobody knows, from some position on. R may be 0.
             steps: that have passed, at least 1.
         """
         known = ~np.isnan(survival)
@@ -59,6 +65,17 @@ class RunningSurvival:
         self.mean[seen] += (total[seen] - count[seen] * self.mean[seen]) / weight[seen]
         self._weight = np.minimum(weight, MOST_WEIGHT)
         self.age[seen] = 0
+        self._carry(int(np.count_nonzero(seen)))
+
+    def _carry(self, seen: int) -> None:
+        """Positions behind the first `seen` follow what those have become."""
+        if not seen:
+            return
+        before = np.concatenate([[1.0], self.mean[: seen - 1]])
+        now = self.mean[:seen]
+        possible = before > 0
+        self._given[:seen][possible] = np.minimum(now[possible] / before[possible], 1.0)
+        self.mean[seen:] = now[-1] * np.cumprod(self._given[seen:])
 
 
 def outcomes(accepted: npt.ArrayLike, verified: npt.ArrayLike, gamma: int) -> Floats:
