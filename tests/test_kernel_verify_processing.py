@@ -12,6 +12,7 @@ from packaging.version import Version
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
+from tests import verify_cases
 from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.integration import rejection, rejection_method
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
@@ -185,6 +186,39 @@ def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.Mo
     assert made._most_drafts(batch) == 0  # so that no program looks for any
     assert (tokens.tolist(), positions.tolist()) == ([57], [27])
     assert (tokens.dtype, positions.dtype) == (torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("by_block", "proposal", "slots", "method"),
+    [
+        (True, None, [0, 7], "block"),
+        (True, None, [7], "standard"),  # greedy
+        (True, "candidates", [7], "block"),  # in as many launches
+        (False, None, [0, 7], "standard"),
+    ],
+)
+def test_blocks_are_for_steps_that_sample(
+    monkeypatch: pytest.MonkeyPatch, by_block: bool, proposal: Any, slots: list[int], method: str
+) -> None:
+    monkeypatch.setattr(rejection, "needs_processing", lambda _, slots: np.zeros_like(slots))
+    made = KernelRejectionSampler(runner("triton"))
+    made.use_block_verification, made._proposal = by_block, proposal
+    case = verify_cases.batch((1,) * len(slots), 33, gamma=3)
+    verify, asked = made.verifier.verify, []
+
+    def watched(batch: Any, how: Any) -> Any:
+        asked.append(how)
+        return verify(batch, how)
+
+    monkeypatch.setattr(made.verifier, "verify", watched)
+    step = SimpleNamespace(
+        idx_mapping_np=np.array(slots),
+        logits_indices=torch.arange(2 * len(slots)),
+        num_draft_tokens_per_req=np.ones(len(slots), np.int32),
+    )
+    made._verify_batch(case, step, case.tokens)
+    assert asked == [method]
+    assert method in made.methods
 
 
 def test_blocks_that_ours_cannot_verify_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,25 +52,26 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_first_batch_alone_has_others_verified(
     kind: str, method: Method, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every combination once, with the batch's own method, and what the batch is told is what it
-    would have been told: the launches' notes are blank again."""
+    """Every combination once by every method, and what the batch is told is what it would have been
+    told: the launches' notes are blank again."""
     for module in (verify_stats, verify_kernels):
         monkeypatch.setattr(module, "AT_ONCE", 3)
     case = verify_cases.batch(LENGTHS, 33, kind, gamma=2)
     expected = Verifier(4, case.gamma, DEVICE).verify(case, method)
     verifier = Verifier(4, case.gamma, DEVICE)
     compiled.clear()
-    with verification_compiled(verifier):
+    methods: tuple[Method, ...] = ("block", "standard") if method == "block" else (method,)
+    with verification_compiled(verifier, methods):
         found = [verifier.verify(case, method) for _ in range(2)]
     *others, first, second = compiled
     assert first == second == (case, method)
     kinds = {
-        (batch.requests, batch.min_p is not None, batch.processed is not None)
-        for batch, _ in others
+        (batch.requests, batch.min_p is not None, batch.processed is not None, how)
+        for batch, how in others
     }
-    assert len(kinds) == len(others) == 8
+    assert len(kinds) == len(others) == 8 * len(methods)
     assert {requests for requests, *_ in kinds} == {1, 2}
-    assert {how for _, how in others} == {method}
+    assert {how for *_, how in kinds} == set(methods)
     for verdict in found:
         assert torch.equal(verdict.tokens, expected.tokens)
         assert torch.equal(verdict.counts, expected.counts)
@@ -129,7 +130,7 @@ def test_the_interpreter_has_nothing_to_compile(monkeypatch: pytest.MonkeyPatch)
     """An engine on a CPU would interpret them for seconds."""
     monkeypatch.setattr(verify_kernels, "_interpreted", lambda: True)
     verifier = Verifier(2, 3, DEVICE)
-    with verification_compiled(verifier):
+    with verification_compiled(verifier, ["standard"]):
         assert "verify" not in vars(verifier)
 
 

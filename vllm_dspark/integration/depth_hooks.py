@@ -40,8 +40,8 @@ class DepthHooks:
             if isinstance(runner.speculator, DraftDepth):
                 warming_up.enter_context(inputs_compiled(runner.speculator.plan))
             if isinstance(runner.rejection_sampler, KernelRejectionSampler):
-                verifier = runner.rejection_sampler.verifier
-                warming_up.enter_context(verification_compiled(verifier))
+                ours = runner.rejection_sampler
+                warming_up.enter_context(verification_compiled(ours.verifier, ours.methods))
             done = super().compile_or_warm_up_model()  # type: ignore[misc]  # the worker has it
         if isinstance(runner.rejection_sampler, KernelRejectionSampler):
             runner.rejection_sampler.serve_all_steps(runner)

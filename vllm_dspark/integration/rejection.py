@@ -150,6 +150,14 @@ class KernelRejectionSampler(RejectionSampler):
         self.verdict = self._verify_batch(batch, input_batch, tokens)
         return self._output(logits, input_batch, self.verdict, logprobs)
 
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """How steps are verified: those with a sampled request, then those without. Greedy requests
+        come out the same, and blocks of dense drafts take two launches more."""
+        if not self.use_block_verification:
+            return ("standard",)
+        return ("block",) if self._proposal is not None else ("block", "standard")
+
     def serve_all_steps(self, runner: Any) -> None:
         """From now on steps without drafts are sampled here too; see `CheckedSampler`."""
         runner.sampler.beside_drafts = lambda logits, input_batch: self(
@@ -179,7 +187,8 @@ class KernelRejectionSampler(RejectionSampler):
         special = np.flatnonzero(needs_processing(self.sampler, input_batch.idx_mapping_np))
         width = self._most_drafts(input_batch, special) + 1
         most = max(1, get_max_chunk_logits(batch.vocab_size) // width)
-        method: Method = "block" if self.use_block_verification else "standard"
+        heats = self.sampler.sampling_states.temperature.np[input_batch.idx_mapping_np]
+        method = self.methods[0] if heats.any() else self.methods[-1]
         verdicts = []
         for start, stop in pairwise([0, *special[most::most], batch.requests]):
             part = replace(

@@ -9,7 +9,7 @@ while five kernels compile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 
@@ -22,9 +22,9 @@ from vllm_dspark.kernels.verify_verdict import Verdict
 
 
 @contextmanager
-def verification_compiled(verifier: Verifier) -> Iterator[None]:
-    """While active, the first batch of `verifier` has `stand_ins` verified before it, where kernels
-    are compiled at all."""
+def verification_compiled(verifier: Verifier, methods: Sequence[Method]) -> Iterator[None]:
+    """While active, the first batch of `verifier` has `stand_ins` verified before it by each of
+    `methods`, where kernels are compiled at all."""
     if _interpreted():
         yield
         return
@@ -32,8 +32,8 @@ def verification_compiled(verifier: Verifier) -> Iterator[None]:
 
     def verify(batch: Batch, method: Method = "standard") -> Verdict:
         nonlocal pending
-        for other in stand_ins(batch) if pending else ():
-            Verifier.verify(verifier, other, method)
+        for other, each in product(stand_ins(batch), methods) if pending else ():
+            Verifier.verify(verifier, other, each)
         pending = False
         return Verifier.verify(verifier, batch, method)
 
