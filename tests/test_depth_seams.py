@@ -175,6 +175,26 @@ def test_context_graphs_take_the_place_of_these(vllm: Sources, target: str, name
         assert parameters(function) == tuple(names.split())
 
 
+def test_slots_of_the_target_are_the_drafters_where_nothing_was_rejected(vllm: Sources) -> None:
+    """What vLLM lays out for the context at depth 0, and we take from the target's step: the same
+    attributes, which the target's step has filled before, for every group of caches."""
+    if vllm.version.minor < 33:
+        return  # no graphs to store them by
+    propose, prepare = vllm.function(f"{DSPARK}.propose"), vllm.function(f"{RUNNER}.prepare_attn")
+    assert propose is not None
+    assert prepare is not None
+    text = ast.unparse(propose)
+    assert "enumerate(self.draft_kv_cache_group_ids)" in text
+    assert "self.block_tables.slot_mappings[gid]" in text
+    assert "self.context_positions" in text
+    assert "self._context_slot_mappings[i]" in text
+    assert "if self.pcp_manager is not None" in text
+    assert len(calls(prepare, "compute_slot_mappings")) == 1
+    slots = vllm.function(f"{GPU}.block_table:BlockTables.compute_slot_mappings")
+    assert slots is not None
+    assert "self.slot_mappings if out is None else out" in ast.unparse(slots)
+
+
 def test_descriptor_of_a_graph_begins_with_mode_tokens_and_requests(vllm: Sources) -> None:
     found = vllm.find(f"{GPU}.cudagraph_utils:BatchExecutionDescriptor")
     assert isinstance(found, ast.ClassDef)

@@ -262,9 +262,9 @@ def test_function_we_lean_on(vllm: Sources, target: str, expected: str) -> None:
         (f"{SAMPLE}.thinking_budget:ThinkingBudgetState", "enabled use_thinking_budget"),
         (
             f"{GPU}.input_batch:InputBatch",
-            "cu_num_logits cu_num_logits_np num_draft_tokens_per_req expanded_local_pos "
+            "cu_num_logits cu_num_logits_np num_draft_tokens_per_req expanded_local_pos num_tokens "
             "expanded_idx_mapping logits_indices positions input_ids seq_lens "
-            "seq_lens_cpu_upper_bound",
+            "seq_lens_cpu_upper_bound num_draft_tokens",
         ),
         (f"{GPU}.input_batch:InputBatch", "idx_mapping idx_mapping_np"),
         (f"{GPU}.input_batch:InputBuffers", "query_start_loc"),
