@@ -97,5 +97,5 @@ def test_what_a_validation_has_no_use_for(name: str, value: Any) -> None:
 def test_what_a_validation_needs() -> None:
     Options(
         sweep=SWEEP, validate=True, temperature=0.0, acceptance=(0.5,), sharpness=2.0, noise=0.1,
-        overconfidence=0.2, prompt=9, seed=3, json=SWEEP,
+        overconfidence=0.2, blocks=False, prompt=9, seed=3, json=SWEEP,
     )  # fmt: skip

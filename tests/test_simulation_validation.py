@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from tests.simulations import cost_model
 from vllm_dspark.simulation.acceptance import Drafter, conditional_acceptance
+from vllm_dspark.simulation.command import verifies_by_block
 from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.fitting import fit_engine
 from vllm_dspark.simulation.loads import closed_loop
 from vllm_dspark.simulation.measured import Measured, read_sweep
+from vllm_dspark.simulation.options import Options
 from vllm_dspark.simulation.policies import FixedDepth
 from vllm_dspark.simulation.replica import Replica
 from vllm_dspark.simulation.validation import BAR, misses, validate
@@ -91,7 +94,7 @@ def test_measured_sweep_is_predicted() -> None:
     cells are a tenth of all at most."""
     measured = read_sweep(SWEEP.read_text(), 64)
     arms = tuple(arm for arm in measured.arms if arm.kind in ("none", "fixed"))
-    measured = Measured(1.0, measured.lengths, measured.most_requests, measured.most_context, arms)
+    measured = replace(measured, arms=arms)
     gammas = (0, *sorted(arm.gamma for arm in arms if arm.gamma)[::2])
     drafter = Drafter(conditional_acceptance(measured.accepted_lengths(gammas)))
     rows = validate(measured, fit_engine(measured, gammas, drafter), drafter, gammas)
@@ -100,6 +103,46 @@ def test_measured_sweep_is_predicted() -> None:
     assert len(misses(predicted)) <= 0.1 * len(predicted)
     assert float(np.median([abs(row.ratio - 1) for row in predicted])) < BAR / 2
     assert not misses([row for row in rows if row.fitted])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "drafting", "drawn"),
+    [(1.0, "probabilistic", True), (1.0, "greedy", False), (0.0, "probabilistic", False)],
+)
+def test_drafts_of_greedy_requests_are_not_drawn(
+    temperature: float, drafting: str, drawn: bool
+) -> None:
+    """Blocks are for those that are; an option may say otherwise."""
+    data = json.loads(SWEEP.read_text())
+    data["settings"]["drafting"] = drafting
+    for arm in data["arms"].values():
+        for run in arm["runs"]:
+            run["temperature"] = temperature
+    measured = read_sweep(json.dumps(data), 64)
+    assert measured.drawn is drawn
+    assert verifies_by_block(Options(sweep=SWEEP), measured) is drawn
+    assert verifies_by_block(Options(sweep=SWEEP, blocks=False), measured) is False
+    assert verifies_by_block(Options(sweep=SWEEP, blocks=True), measured) is True
+    assert verifies_by_block(Options(acceptance=(0.5,)), None) is False
+
+
+def test_ours_is_predicted_as_it_verifies() -> None:
+    """Blocks emit more for the same costs; the other arms stay as they are."""
+    measured = read_sweep((SWEEP.parents[1] / "h200-8b-peers/sweep.json").read_text(), 64)
+    few = tuple(replace(arm, cells=arm.cells[:1]) for arm in measured.arms)
+    measured, gammas = replace(measured, arms=few), (0, 3, 7)
+    drafter = Drafter(conditional_acceptance(measured.accepted_lengths(gammas)))
+    fit = fit_engine(measured, gammas, drafter)
+    found = {
+        blocks: {
+            row.arm: row.simulated
+            for row in validate(measured, fit, drafter, gammas, by_block=blocks)
+        }
+        for blocks in (False, True)
+    }
+    ours = {blocks: rows.pop("vllm-dspark") for blocks, rows in found.items()}
+    assert found[True] == found[False]
+    assert ours[True] > 1.02 * ours[False]
 
 
 def test_built_in_arms_stand_there_twice() -> None:

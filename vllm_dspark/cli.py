@@ -117,6 +117,10 @@ def simulate(
     sharpness: Annotated[float, typer.Option(min=0.0, help="How much drafts differ, logits.")] = 1,
     noise: Annotated[float, typer.Option(min=0.0, help="Of the confidence head, logits.")] = 0.5,
     overconfidence: Annotated[float, typer.Option(help="Of the confidence head, logits.")] = 0.0,
+    blocks: Annotated[
+        bool | None,
+        typer.Option(help="Ours verifies drafts as blocks; default: where the sweep drew them."),
+    ] = None,
     concurrency: Annotated[str, typer.Option(help="Requests in flight per GPU, several.")] = "",
     rate: Annotated[str, typer.Option(help="Poisson arrivals per second and GPU, several.")] = "",
     gpus: Annotated[int, typer.Option(min=1, help="Replicas behind a router.")] = 1,
@@ -156,7 +160,7 @@ def simulate(
         options = Options(
             profile, sweep, temperature,
             numbers("--acceptance", acceptance, "0.8,0.7", most=1.0),
-            sharpness, noise, overconfidence,
+            sharpness, noise, overconfidence, blocks,
             whole_numbers("--concurrency", concurrency, "1,16,64"),
             numbers("--rate", rate, "10,40"), gpus, prompt, output,
             whole_numbers("--fixed", fixed, "1,3"), floor, requests, seconds,

@@ -33,6 +33,8 @@ class BuiltIn:
             what its choice costs from what its step costs.
     """
 
+    by_block = False
+
     def __init__(
         self,
         gamma: int,

@@ -58,6 +58,7 @@ def plan(options: Options) -> Iterator[Printable]:
         gpus=options.gpus,
         fixed=options.fixed or tuple(d for d in (1, 2, 3, 5, 7) if d <= drafter.gamma),
         goal=Goal() if floor is None else Goal("floor", floor),
+        by_block=verifies_by_block(options, measured),
         requests=options.requests, seconds=options.seconds, seed=options.seed,
         **({"most_context": measured.most_context} if measured else {}),
     )  # fmt: skip
@@ -96,7 +97,8 @@ def check(options: Options) -> Iterator[Printable]:
     fit = _fit(options, measured, fitted, drafter)
     yield _fit_line(fit, fitted)
     yield from _extrapolated(options, measured)
-    rows = validate(measured, fit, drafter, fitted, options.seed + 1)
+    by_block = verifies_by_block(options, measured)
+    rows = validate(measured, fit, drafter, fitted, options.seed + 1, by_block)
     yield tables.validation_table(rows)
     yield tables.validation_line(rows)
     figures = {"engine": _fit_line(fit, fitted), "rows": [row.to_dict() for row in rows]}
@@ -114,6 +116,13 @@ def _measured(options: Options) -> Measured | None:
     if options.sweep is None:
         return None
     return inputs.sweep(options.sweep, options.prompt, options.temperature)
+
+
+def verifies_by_block(options: Options, measured: Measured | None) -> bool:
+    """Whether ours verifies drafts as blocks: by default where they were drawn."""
+    if options.blocks is not None:
+        return options.blocks
+    return measured is not None and measured.drawn
 
 
 def _gammas(options: Options, measured: Measured) -> list[int]:

@@ -42,6 +42,7 @@ class Measured:
     """Arms of a sweep at one temperature, and what all ran with."""
 
     temperature: float
+    drawn: bool  # drafts are, from the drafter's distribution
     lengths: Lengths
     most_requests: int
     most_context: int  # tokens of a request
@@ -93,6 +94,7 @@ def read_sweep(text: str, prompt: int, temperature: float | None = None) -> Meas
         kept = {n: [r for r in rs if r["temperature"] == wanted] for n, rs in runs.items()}
         return Measured(
             temperature=float(wanted),
+            drawn=wanted > 0 and settings.get("drafting") == "probabilistic",
             lengths=_lengths(prompt, settings),
             most_requests=int(settings["max_num_seqs"]),
             most_context=int(settings["max_model_len"]),

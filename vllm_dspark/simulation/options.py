@@ -18,7 +18,7 @@ _FINITE = (
 # What a validation has a use for; it takes all else from the sweep.
 _VALIDATED = (
     "sweep", "validate", "temperature", "acceptance", "sharpness", "noise", "overconfidence",
-    "prompt", "seed", "json",
+    "prompt", "seed", "json", "blocks",
 )  # fmt: skip
 
 
@@ -37,6 +37,7 @@ class Options:
     sharpness: float = 1.0
     noise: float = 0.5
     overconfidence: float = 0.0
+    blocks: bool | None = None  # ours verifies by; as it does by default if None
     concurrency: Sequence[int] = ()
     rate: Sequence[float] = ()
     gpus: int = 1

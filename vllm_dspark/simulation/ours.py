@@ -38,6 +38,7 @@ class Ours:
         engine: that it runs on. Its costs are the profile; what steps take corrects them.
         goal: what the depth is chosen for.
         depths: that can be drafted; `usual_depths` if None.
+        by_block: see `Policy`.
 
     Attributes:
         controller: DepthController.
@@ -49,7 +50,9 @@ class Ours:
         engine: Engine,
         goal: Goal | None = None,
         depths: Sequence[int] | None = None,
+        by_block: bool = False,
     ) -> None:
+        self.by_block = by_block
         slots = engine.most_requests
         self.controller = DepthController(gamma, goal or Goal(), max_requests=slots)
         self.controller.start(depths or usual_depths(gamma), engine.cost.to_json({}))

@@ -33,6 +33,7 @@ class Plan:
         gpus: independent replicas, at least 1.
         fixed: depths of arms that never change theirs, each in 1..γ.
         goal: ours is asked for.
+        by_block: whether ours verifies drafts as blocks.
         most_context: tokens a request can have; the built-in mode profiles up to that.
         requests: for each one in flight.
         seconds: of arrivals, where they come at a rate.
@@ -49,6 +50,7 @@ class Plan:
     gpus: int = 1
     fixed: Sequence[int] = ()
     goal: Goal = field(default_factory=Goal)
+    by_block: bool = False
     most_context: int = PROFILE_CONTEXT
     requests: int = 8
     seconds: float = 60.0
@@ -73,7 +75,7 @@ class Plan:
             NONE: lambda: FixedDepth(0),
             **fixed,
             BUILT_IN: lambda: BuiltIn(gamma, engine, self.most_context),
-            OURS: lambda: Ours(gamma, engine, self.goal),
+            OURS: lambda: Ours(gamma, engine, self.goal, by_block=self.by_block),
         }
 
 

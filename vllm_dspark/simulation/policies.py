@@ -51,7 +51,13 @@ class Outcome:
 
 
 class Policy(Protocol):
-    """Decides for one engine."""
+    """Decides for one engine.
+
+    Attributes:
+        by_block: whether drafts are verified as blocks, not one by one.
+    """
+
+    by_block: bool
 
     def admit(self, step: int, slot: int) -> None:
         """A request takes over a slot; `step` is its first."""
@@ -68,6 +74,8 @@ class Policy(Protocol):
 
 class FixedDepth:
     """The same number of drafts in every step, all of them verified; 0 is no speculation."""
+
+    by_block = False
 
     def __init__(self, depth: int) -> None:
         self._depth = depth

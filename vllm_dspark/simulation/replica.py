@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vllm_dspark.scheduler.cost_model import StepShape
 from vllm_dspark.simulation.acceptance import Drafter
+from vllm_dspark.simulation.blocks import accepted_by_block
 from vllm_dspark.simulation.engine import Engine
 from vllm_dspark.simulation.policies import Batch, Floats, Ints, Outcome, Policy, Queue
 from vllm_dspark.simulation.workload import Request
@@ -167,6 +168,8 @@ class Replica:
 
     def _accept(self, slots: Ints, verified: Ints) -> Ints:
         """Drafts of each that rejection sampling lets through."""
+        if self._policy.by_block:
+            return accepted_by_block(self._random, self._accepts[slots], verified)
         lucky = self._random.random((slots.size, self._drafter.gamma)) < self._accepts[slots]
         lucky &= np.arange(self._drafter.gamma) < verified[:, None]
         return np.cumprod(lucky, axis=1).sum(axis=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,23 @@ class Row:
         return asdict(self) | {"ratio": self.ratio}
 
 
+class _Served(NamedTuple):
+    """What is simulated alike for all arms; see `validate`."""
+
+    measured: Measured
+    engine: Engine
+    drafter: Drafter
+    seed: int
+    by_block: bool
+
+
 def validate(
-    measured: Measured, fit: Fit, drafter: Drafter, gammas: Sequence[int], seed: int = 1
+    measured: Measured,
+    fit: Fit,
+    drafter: Drafter,
+    gammas: Sequence[int],
+    seed: int = 1,
+    by_block: bool = False,
 ) -> list[Row]:
     """One row for every measured arm and concurrency, in the order of the sweep; built-in arms
     have two.
@@ -63,14 +78,16 @@ def validate(
         measured, drafter, gammas: as they were fitted.
         fit: see `fit_engine`.
         seed: of the simulations.
+        by_block: whether ours verified drafts as blocks.
     """
+    on = _Served(measured, fit.engine, drafter, seed, by_block)
     rows = []
     for arm in measured.arms:
         fitted = arm.kind in ("none", "fixed") and arm.gamma in gammas
         for cell in arm.cells:
-            rows.append(_row(measured, fit.engine, drafter, arm, cell, fitted, seed))
+            rows.append(_row(on, arm, cell, fitted))
             if arm.kind == "built-in adaptive" and cell.verified_per_request is not None:
-                rows.append(_row(measured, fit.engine, drafter, arm, cell, False, seed, given=True))
+                rows.append(_row(on, arm, cell, False, cell.verified_per_request))
     return rows
 
 
@@ -80,28 +97,21 @@ def misses(rows: Sequence[Row]) -> list[Row]:
 
 
 def _row(
-    measured: Measured,
-    engine: Engine,
-    drafter: Drafter,
-    arm: MeasuredArm,
-    cell: Cell,
-    fitted: bool,
-    seed: int,
-    given: bool = False,
+    on: _Served, arm: MeasuredArm, cell: Cell, fitted: bool, verified: float | None = None
 ) -> Row:
-    decide = _policy(measured, engine, arm, cell.verified_per_request if given else None)
+    decide = _policy(on, arm, verified)
     times = max(-(-_FEWEST_REQUESTS // cell.requests), 1)
     results = [
         closed_loop(
-            lambda s: Replica(decide(), engine, drafter, s),
-            cell.concurrency, measured.lengths, cell.requests, seed + i,
+            lambda s: Replica(decide(), on.engine, on.drafter, s),
+            cell.concurrency, on.measured.lengths, cell.requests, on.seed + i,
         )
         for i in range(times)
     ]  # fmt: skip
     seconds = float(np.mean([result.seconds / result.requests for result in results]))
     tokens = float(np.mean([r.tokens_per_second * r.seconds / r.requests for r in results]))
     return Row(
-        arm=arm.name + (GIVEN if given else ""),
+        arm=arm.name + ("" if verified is None else GIVEN),
         kind=arm.kind,
         concurrency=cell.concurrency,
         fitted=fitted,
@@ -112,11 +122,10 @@ def _row(
     )
 
 
-def _policy(
-    measured: Measured, engine: Engine, arm: MeasuredArm, verified: float | None
-) -> Callable[[], Policy]:
+def _policy(on: _Served, arm: MeasuredArm, verified: float | None) -> Callable[[], Policy]:
+    measured, engine = on.measured, on.engine
     if arm.kind == "ours":
-        return lambda: Ours(arm.gamma, engine)
+        return lambda: Ours(arm.gamma, engine, by_block=on.by_block)
     if arm.kind == "built-in adaptive":
         context = arm.profile_context or PROFILE_CONTEXT
         return lambda: BuiltIn(arm.gamma, engine, measured.most_context, context, verified)
