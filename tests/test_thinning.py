@@ -50,6 +50,16 @@ def test_a_time_that_is_not_believed_brings_back_every_step() -> None:
     assert taken(thinning, 5) == [1, 1, 1, 0, 0]
 
 
+def test_a_pause_takes_a_few_steps_of_it_back() -> None:
+    """One time in thirty, as on a busy host, must not have all others learned from."""
+    thinning = Thinning(every=4, known=12, doubt=3)
+    assert taken(thinning, 16)[-4:] == [0, 0, 0, 4]
+    assert taken(thinning, 4, believed=False) == [0, 0, 0, 4]
+    assert taken(thinning, 8) == [1, 1, 1, 0, 0, 0, 4, 0]
+    taken(thinning, 16, believed=False)  # no pause any more
+    assert taken(thinning, 14) == [*[1] * 12, 0, 0]
+
+
 def test_controller_passes_steps_over_and_still_learns_a_change() -> None:
     """Half as slow again from one step to the next, with a pause every fifty steps: known within
     forty steps. Nobody is told of what was passed over."""

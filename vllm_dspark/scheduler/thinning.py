@@ -3,7 +3,8 @@
 To learn from a step takes the host a while, and the hundredth of a kind says what the others said.
 So once some steps of about the same size were believed, only each eighth is learned from. A step of
 another kind, or a time that is not believed, has every step learned from again: what is new is
-known as many steps later as had been passed over, and no more.
+known as many steps later as had been passed over, and no more. A single such time, a pause, has it
+for a few steps.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ class Thinning:
 
     Args:
         every: steps of a kind that is known, of which one is learned from; at least 1.
-        known: steps of a kind, believed one after the other, that make it known.
+        known: steps of a kind, believed, that make it known.
+        doubt: of them that a time takes back which is not believed.
     """
 
-    def __init__(self, every: int = 8, known: int = 32) -> None:
-        self._every, self._enough = every, known
+    def __init__(self, every: int = 8, known: int = 32, doubt: int = 8) -> None:
+        self._every, self._enough, self._doubt = every, known, doubt
         self._depth = self._requests = self._tokens = -1  # of the first step of its kind
         self._believed = self._passed = 0
 
@@ -42,4 +44,7 @@ class Thinning:
 
     def learned(self, believed: bool) -> None:
         """What became of a step that was taken."""
-        self._believed = self._believed + 1 if believed else 0
+        if believed:
+            self._believed = min(self._believed + 1, self._enough)
+        else:
+            self._believed = max(self._believed - self._doubt, 0)
