@@ -63,14 +63,20 @@ def running(
     plan: Plan, names: Sequence[str], sweep: Sweep, out: Path
 ) -> Iterator[dict[str, Runner]]:
     """The arms `names`, up at the same time; those that do not start are left out, with the
-    reason on record. One starts after the other: an engine that profiles its costs is to find the
-    device idle. Whatever happens inside, none of them outlives it."""
+    reason on record. Arms that profile no costs start together, the others one after the other once
+    those are there: whoever profiles is to find the device idle. Whatever happens inside, none of
+    them outlives it."""
     runners: dict[str, Runner] = {}
+    together = [name for name in names if plan.arms[name].kind in ("none", "fixed")]
+    others = [[name] for name in names if name not in together]
     try:
-        for name in names:
-            with on_record(sweep, name, out, runners):
-                runners[name] = start(plan, plan.arms[name], sweep.settings)
-                sweep.arms[name].startup_s = runners[name].wait()
+        for several in (together, *others):
+            for name in several:
+                with on_record(sweep, name, out, runners):
+                    runners[name] = start(plan, plan.arms[name], sweep.settings)
+            for name in [name for name in several if name in runners]:
+                with on_record(sweep, name, out, runners):
+                    sweep.arms[name].startup_s = runners[name].wait()
         yield runners
     finally:
         for runner in runners.values():

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import typer
 
-from benchmarks import sweep
+from benchmarks import measuring, sweep
 from benchmarks.arms import (
+    BUILT_IN,
     INTERVAL,
     NO_SPECULATION,
     NO_SPECULATION_INTERVAL,
@@ -196,6 +198,46 @@ def test_arms_take_turns() -> None:
     cells = [Cell(arm, load, 0.0, 0) for arm in "ab" for load in (1, 2, 3)]
     order = [(cell.arm, cell.concurrency) for cell in interleaved(cells)]
     assert order == [("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3)]
+
+
+@pytest.mark.parametrize("failing", [None, "fixed 1"])
+def test_arms_that_profile_costs_start_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failing: str | None
+) -> None:
+    """The others together, before them. One that does not start leaves the rest as they are."""
+    happened: list[str] = []
+
+    class Started:
+        memory_gib = None
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+            happened.append(f"start {name}")
+
+        def wait(self) -> float:
+            if self.name == failing:
+                raise RuntimeError("no memory")
+            happened.append(f"up {self.name}")
+            return 1.0
+
+        def stop(self) -> None:
+            happened.append(f"stop {self.name}")
+
+    monkeypatch.setattr(measuring, "start", lambda plan, arm, settings: Started(arm.name))
+    names = ["no speculation", OURS, "fixed 1", BUILT_IN]
+    every = standard_arms("d", "greedy")
+    arms = {name: every[name] for name in names}
+    found = sweep.open_sweep(tmp_path / "s.json", settings(), arms, 4)
+    plan: Any = SimpleNamespace(arms=arms)
+    with measuring.running(plan, names, found, tmp_path / "s.json") as runners:
+        happened.append("run")
+        assert set(runners) == {name for name in names if name != failing}
+    early = ["start no speculation", "start fixed 1", "up no speculation"]
+    early.append("up fixed 1" if failing is None else "stop fixed 1")
+    late = [f"{what} {name}" for name in (OURS, BUILT_IN) for what in ("start", "up")]
+    assert happened[: happened.index("run")] == early + late
+    assert {f"stop {name}" for name in names} <= set(happened)
+    assert found.arms["fixed 1"].error == (None if failing is None else "no memory")
 
 
 def test_counters_to_figures() -> None:
