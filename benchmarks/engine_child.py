@@ -58,13 +58,20 @@ def times_ms(outputs: Sequence[Any]) -> tuple[list[float], list[float]]:
 
 def counters(llm: Any) -> dict[str, float]:
     """vLLM's counters, summed over labels, and those of `instruments.StepCounters`. Entry i of a
-    vector goes by `name[i]`."""
+    vector goes by `name[i]`, and so do our steps of a depth."""
+    from prometheus_client import REGISTRY
+
     totals: dict[str, float] = {}
     for metric in llm.get_metrics():
         if hasattr(metric, "value"):
             totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         for i, value in enumerate(getattr(metric, "values", ())):
             totals[f"{metric.name}[{i}]"] = totals.get(f"{metric.name}[{i}]", 0.0) + value
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            if sample.name == "vllm_dspark_steps_total":
+                name = f"vllm_dspark_steps[{sample.labels['depth']}]"
+                totals[name] = totals.get(name, 0.0) + sample.value
     return totals | llm.collective_rpc("benchmark_counters")[0]
 
 

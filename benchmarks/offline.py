@@ -8,7 +8,14 @@ from typing import Any
 from benchmarks.engine_process import EngineProcess
 from benchmarks.prompts import PromptSet
 from benchmarks.results_format import Run, SweepSettings
-from benchmarks.runners import output_lengths_of, prompt_count, speculation, spread, today
+from benchmarks.runners import (
+    output_lengths_of,
+    prompt_count,
+    speculation,
+    spread,
+    steps_by_depth,
+    today,
+)
 
 
 class OfflineRunner:
@@ -56,6 +63,7 @@ class OfflineRunner:
             tokens_per_second_per_user=1000 / each.mean,
             time_per_output_token_ms=each,
             time_to_first_token_ms=spread(result["first_token_ms"]),
+            steps_by_depth=steps_by_depth(result["counters"]),
             date=today(),
             **speculation(result["counters"], result["tokens"]),
         )

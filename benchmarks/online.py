@@ -17,7 +17,13 @@ import httpx
 from benchmarks.engine_process import with_root_on_path
 from benchmarks.prompts import PromptSet
 from benchmarks.results_format import Run, Spread, SweepSettings
-from benchmarks.runners import output_lengths_of, prompt_count, speculation, today
+from benchmarks.runners import (
+    output_lengths_of,
+    prompt_count,
+    speculation,
+    steps_by_depth,
+    today,
+)
 from vllm_dspark.server import VllmServer
 
 
@@ -87,6 +93,7 @@ class OnlineRunner:
             tokens_per_second_per_user=1000 / each.mean,
             time_per_output_token_ms=each,
             time_to_first_token_ms=first,
+            steps_by_depth=steps_by_depth(grown),
             date=today(),
             **speculation(grown, result["total_output_tokens"]),
         )
@@ -120,7 +127,7 @@ class OnlineRunner:
 
     def _counters(self) -> dict[str, float]:
         totals = {
-            name.removesuffix("_total"): value for name, value in self._server.counters().items()
+            name.replace("_total", ""): value for name, value in self._server.counters().items()
         }
         answer = httpx.post(
             f"{self._server.url}/collective_rpc",

@@ -77,6 +77,11 @@ class Run(_Strict):
         ge=0,
         description="Drafts that were drafted but not verified, per request and step.",
     )
+    steps_by_depth: dict[str, float] | None = Field(
+        default=None,
+        description="Steps by the number of tokens that they drafted per request; None: our "
+        "scheduler did not run, or the run is older than this.",
+    )
     date: str = Field(description="Day of the run in UTC, YYYY-MM-DD.")
 
 

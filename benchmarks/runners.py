@@ -17,6 +17,9 @@ _ROUNDS, _DRAFTED, _ACCEPTED = (
 )
 
 
+_STEPS = "vllm_dspark_steps["  # of a depth
+
+
 class Runner(Protocol):
     """A started arm."""
 
@@ -60,6 +63,13 @@ def speculation(counters: Mapping[str, float], output_tokens: int) -> dict[str, 
         "drafted_per_request": drafted / steps,
         "skipped_per_request": max(drafted - verified, 0.0) / steps,
     }
+
+
+def steps_by_depth(counters: Mapping[str, float]) -> dict[str, float] | None:
+    """Steps of a pass by draft depth, from what the counters grew by in it."""
+    found = {name: steps for name, steps in counters.items() if name.startswith(_STEPS) and steps}
+    by_depth = {name.removeprefix(_STEPS).rstrip("]"): steps for name, steps in found.items()}
+    return dict(sorted(by_depth.items())) or None
 
 
 def today() -> str:

@@ -67,6 +67,10 @@ def check(found: Sweep, names: tuple[str, ...], drafted: tuple[str, ...]) -> Non
             # On this machine it may be that no draft pays, or hardly any, at a load of ours.
             if name != OURS:
                 assert (run.accepted_length is not None) == (name in drafted)
+            assert (run.steps_by_depth is not None) == (name == OURS)
+            if run.steps_by_depth is not None:
+                assert {int(depth) for depth in run.steps_by_depth} <= set(range(8))
+                assert sum(run.steps_by_depth.values()) >= max(lengths) / 8
             if run.accepted_length is not None:
                 least = 0 if name == OURS else 1e-3
                 assert 1 + least <= run.accepted_length <= 8

@@ -139,7 +139,8 @@ class VllmServer:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def counters(self) -> dict[str, float]:
-        """The server's Prometheus counters and gauges, summed over labels."""
+        """The server's Prometheus counters and gauges, summed over labels. What has a depth is
+        there by depth, too, as `name[depth]`."""
         import httpx
         from prometheus_client.parser import text_string_to_metric_families
 
@@ -147,7 +148,11 @@ class VllmServer:
         text = httpx.get(f"{self.url}/metrics", timeout=30.0).text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+                names = [sample.name]
+                if depth := sample.labels.get("depth"):
+                    names.append(f"{sample.name}[{depth}]")
+                for name in names:
+                    totals[name] = totals.get(name, 0.0) + sample.value
         return totals
 
     def _error(self, what: str) -> ServerError:
