@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.runners import STEPS
+from vllm_dspark.server import summed
+
 MARK = "RESULT "
 
 
@@ -67,12 +70,8 @@ def counters(llm: Any) -> dict[str, float]:
             totals[metric.name] = totals.get(metric.name, 0.0) + metric.value
         for i, value in enumerate(getattr(metric, "values", ())):
             totals[f"{metric.name}[{i}]"] = totals.get(f"{metric.name}[{i}]", 0.0) + value
-    for family in REGISTRY.collect():
-        for sample in family.samples:
-            if sample.name == "vllm_dspark_steps_total":
-                name = f"vllm_dspark_steps[{sample.labels['depth']}]"
-                totals[name] = totals.get(name, 0.0) + sample.value
-    return totals | llm.collective_rpc("benchmark_counters")[0]
+    ours = {name: n for name, n in summed(REGISTRY.collect()).items() if name.startswith(STEPS)}
+    return totals | ours | llm.collective_rpc("benchmark_counters")[0]
 
 
 def one_pass(llm: Any, task: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class OnlineRunner:
 
     def _counters(self) -> dict[str, float]:
         totals = {
-            name.replace("_total", ""): value for name, value in self._server.counters().items()
+            name.removesuffix("_total"): value for name, value in self._server.counters().items()
         }
         answer = httpx.post(
             f"{self._server.url}/collective_rpc",

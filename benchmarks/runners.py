@@ -15,9 +15,7 @@ from benchmarks.results_format import Run, Spread, SweepSettings
 _ROUNDS, _DRAFTED, _ACCEPTED = (
     f"vllm:spec_decode_num_{name}" for name in ("drafts", "draft_tokens", "accepted_tokens")
 )
-
-
-_STEPS = "vllm_dspark_steps["  # of a depth
+STEPS = "vllm_dspark_steps_total["  # of a depth
 
 
 class Runner(Protocol):
@@ -67,9 +65,12 @@ def speculation(counters: Mapping[str, float], output_tokens: int) -> dict[str, 
 
 def steps_by_depth(counters: Mapping[str, float]) -> dict[str, float] | None:
     """Steps of a pass by draft depth, from what the counters grew by in it."""
-    found = {name: steps for name, steps in counters.items() if name.startswith(_STEPS) and steps}
-    by_depth = {name.removeprefix(_STEPS).rstrip("]"): steps for name, steps in found.items()}
-    return dict(sorted(by_depth.items())) or None
+    found = {
+        name[len(STEPS) : -1]: steps
+        for name, steps in counters.items()
+        if name.startswith(STEPS) and steps
+    }
+    return found or None
 
 
 def today() -> str:

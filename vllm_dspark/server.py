@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 _TAIL = 30  # lines of the server's log in an error
 _GRACE = 20.0  # seconds between asking a server to stop and ending its process group
@@ -139,26 +140,31 @@ class VllmServer:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def counters(self) -> dict[str, float]:
-        """The server's Prometheus counters and gauges, summed over labels. What has a depth is
-        there by depth, too, as `name[depth]`."""
+        """The server's Prometheus counters and gauges; see `summed`."""
         import httpx
         from prometheus_client.parser import text_string_to_metric_families
 
-        totals: dict[str, float] = {}
         text = httpx.get(f"{self.url}/metrics", timeout=30.0).text
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                names = [sample.name]
-                if depth := sample.labels.get("depth"):
-                    names.append(f"{sample.name}[{depth}]")
-                for name in names:
-                    totals[name] = totals.get(name, 0.0) + sample.value
-        return totals
+        return summed(text_string_to_metric_families(text))
 
     def _error(self, what: str) -> ServerError:
         return ServerError(
             f"the server {what}: {' '.join(self.command)}\nlast lines of {self.log}:\n{self.tail()}"
         )
+
+
+def summed(families: Iterable[Any]) -> dict[str, float]:
+    """Samples of Prometheus' metric families by name, summed over labels. What has a depth is there
+    by depth, too, as `name[depth]`."""
+    totals: dict[str, float] = {}
+    for family in families:
+        for sample in family.samples:
+            names = [sample.name]
+            if depth := sample.labels.get("depth"):
+                names.append(f"{sample.name}[{depth}]")
+            for name in names:
+                totals[name] = totals.get(name, 0.0) + sample.value
+    return totals
 
 
 def _vllm() -> str:
