@@ -15,11 +15,8 @@ Scholes 1973):
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from vllm_dspark.simulation.policies import Floats, Ints
 
 _LEAST, _MOST = 1e-9, 1 - 1e-9  # of an acceptance, and least of what is divided by
 
@@ -59,11 +56,15 @@ def _left(before: Floats, spread: Floats) -> Floats:
 
 def _normal(x: Floats) -> Floats:
     """Φ."""
+    import torch  # takes a second, which simulations without blocks need not wait for
+
     found: Floats = torch.special.ndtr(torch.from_numpy(x)).numpy()
     return found
 
 
 def _quantile(share: Floats) -> Floats:
     """Φ⁻¹."""
+    import torch
+
     found: Floats = torch.special.ndtri(torch.from_numpy(share)).numpy()
     return found
