@@ -10,7 +10,7 @@ import torch
 
 from tests import test_losslessness as exact
 from tests.engine import TINY, Request, engine, observed, run
-from tests.test_gpu import GRAPHS, speculation
+from tests.test_gpu import GRAPHS, TWO_RANKS, speculation
 from tests.verification_cases import runner_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine]
@@ -49,7 +49,6 @@ def test_accepted_length_stays_and_the_target_is_left_alone() -> None:
 
 
 COMPILED = {"compilation_config": GRAPHS["compilation_config"] | {"mode": 3}}
-TWO_RANKS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
 
 
 @pytest.mark.parametrize(

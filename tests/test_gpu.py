@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine import MICRO, TINY, WHOLE, Request, engine, observed, run, tokens
 
@@ -26,6 +27,9 @@ GRAPHS: dict[str, Any] = {
         "cudagraph_capture_sizes": [8, 16, 32, 64, 128],
     },
 }
+
+
+TWO_RANKS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
 
 
 def speculation(drafting: str) -> dict[str, Any]:

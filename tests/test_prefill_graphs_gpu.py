@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from tests.engine import TINY, Request, engine, observed, run, tokens
-from tests.test_gpu import GRAPHS, REQUESTS, speculation
+from tests.test_gpu import GRAPHS, REQUESTS, TWO_RANKS, speculation
 from tests.verification_cases import RandomBudget, manager_of, runner_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine]
@@ -102,7 +101,7 @@ def test_fp32_tokens_equal_under_torch_compile(reference: list[list[int]]) -> No
 
 
 @pytest.mark.usefixtures("breakable")
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
+@TWO_RANKS
 def test_fp32_tokens_equal_on_two_ranks(reference: list[list[int]]) -> None:
     """Each rank replays its own graphs, with the ranks' sums inside them."""
     chosen = {"verification": "adaptive", "prefill_graphs": "full"}
