@@ -5,7 +5,8 @@
     residual        that row's tiles     the tile that the token is in
                     every request        the word in it
 
-Verification by blocks of dense drafts has two more behind the first (`block_verify`).
+Verification by blocks of dense drafts has two more behind the first (`block_verify`), unless no
+request can have more than one.
 """
 
 from __future__ import annotations
