@@ -175,6 +175,16 @@ def test_what_an_engine_cannot_have_is_refused_where_it_was_asked_for(
     assert reason in str(caught.value)
 
 
+def test_refused_where_all_drafts_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM then has graphs of one length of block alone, beside which these are not made. Catches a
+    server that was asked for full graphs and has them in pieces without a word."""
+    monkeypatch.setattr(prefill_graphs, "like_measured", lambda vllm_config: True)
+    assert settled(finished({"verification": "all"})) == "piecewise"
+    with pytest.raises(DSparkConfigError, match="all drafts are verified, needed is adaptive"):
+        settled(finished({"verification": "all", "prefill_graphs": "full"}))
+    assert settled(finished({"verification": "adaptive", "prefill_graphs": "full"})) == "full"
+
+
 @pytest.mark.parametrize(
     ("asked", "major", "ranks", "chosen"),
     [

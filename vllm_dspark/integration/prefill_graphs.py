@@ -19,7 +19,8 @@ from vllm_dspark.integration.chosen import like_measured, no_carrier, record, re
 
 
 def settle_prefill_graphs(vllm_config: Any, config: DSparkConfig) -> None:
-    """Write what was chosen into the configuration that travels to the workers.
+    """Write what was chosen into the configuration that travels to the workers, which says already
+    what verification is.
 
     Raises:
         DSparkConfigError: full graphs were asked for that this engine cannot have.
@@ -59,7 +60,11 @@ def obstacle(vllm_config: Any) -> str | None:
     }
     if asked := [name for name, is_on in others.items() if is_on]:
         return f"it was not tried together with {asked[0]}"
-    return no_carrier(vllm_config)
+    if (problem := no_carrier(vllm_config)) is not None:
+        return problem
+    if DSparkConfig.from_additional_config(vllm_config.additional_config).verification == "all":
+        return "all drafts are verified, needed is adaptive verification"
+    return None
 
 
 def wrap_init_candidates(original: Callable[..., Any]) -> Callable[..., Any]:
