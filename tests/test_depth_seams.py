@@ -25,6 +25,8 @@ DSPARK = f"{GPU}.spec_decode.dspark.speculator:DSparkSpeculator"
         (f"{DSPARK}.capture", "self"),
         ("vllm.v1.worker.gpu_worker:Worker.execute_model", "self scheduler_output"),
         ("vllm.v1.worker.gpu_worker:Worker.sample_tokens", "self grammar_output"),
+        ("vllm.v1.worker.gpu_worker:Worker.start_draft_weight_update", "self"),
+        (f"{SCHEDULER}.update_draft_token_ids", "self draft_token_ids"),
     ],
 )
 def test_methods_that_we_override_or_call(vllm: Sources, target: str, names: str) -> None:

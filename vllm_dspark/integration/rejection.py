@@ -65,6 +65,10 @@ class RejectionHooks:
             if choice.triton:
                 runner.sampler = CheckedSampler(runner.sampler)
                 runner.rejection_sampler = KernelRejectionSampler(runner)
+            elif type(runner.rejection_sampler) is RejectionSampler:
+                runner.rejection_sampler = GrammarRejectionSampler(
+                    runner.sampler, runner.speculative_config, runner.device
+                )
             runner.speculator.follow(runner.sampler.sampling_states)
             _log("Triton kernels" if choice.triton else "vLLM's own kernels", choice.why)
 
@@ -98,7 +102,64 @@ def _log(who: str, why: str) -> None:
     init_logger("vllm.dspark").info_once("vllm-dspark: drafts are verified by %s: %s", who, why)
 
 
-class KernelRejectionSampler(RejectionSampler):
+class GrammarRejectionSampler(RejectionSampler):
+    """vLLM's, exact where a grammar rejects a draft that was drawn.
+
+    vLLM does not judge such a draft and draws from the target's p in its place. But allowed drafts
+    were accepted by min(1, p/q), and with p in the place of all others the words that q prefers
+    come too often. The row that judges the draft holds p under the grammar, where its probability
+    is 0: rejected like any other, it is followed by the residual, which is exact. Drafts behind it
+    stay unjudged, for their rows know no grammar.
+    """
+
+    def __call__(
+        self,
+        logits: torch.Tensor,  # [N, V], under the grammar
+        input_batch: Any,
+        draft_logits: torch.Tensor | None = None,  # [slots, γ, V]
+        invalid_drafts: torch.Tensor | None = None,  # bool [N]
+    ) -> SamplerOutput:
+        """See vLLM's."""
+        if invalid_drafts is not None:
+            tokens = gather_inputs(input_batch, self.sampler)[0]
+            invalid_drafts = unjudged(invalid_drafts, logits, tokens)
+        return super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+
+
+def unjudged(
+    invalid_drafts: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Which drafts are not to be judged: those that vLLM calls invalid, but for the first one of a
+    block, where its row forbids it.
+
+    Args:
+        invalid_drafts: bool [N], rows of a request's drafts from some position on.
+        logits: float [N, V], row i is what the draft of row i + 1 is judged by.
+        tokens: int [N], input tokens; negative for placeholders.
+
+    Returns:
+        bool [N].
+    """
+    unjudged = invalid_drafts.clone()
+    by = logits[:-1].gather(1, tokens[1:, None].clamp(min=0).long())[:, 0]
+    unjudged[1:] &= invalid_drafts[:-1] | (by != -torch.inf)
+    return unjudged
+
+
+def gather_inputs(input_batch: Any, sampler: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input token and position of each row of a batch with drafts, [N] each; -1 for drafts that are
+    placeholders."""
+    return gather_draft_sampled(
+        input_batch.input_ids,
+        input_batch.positions,
+        input_batch.logits_indices,
+        input_batch.expanded_idx_mapping,
+        input_batch.expanded_local_pos,
+        sampler.req_states.prefill_len.gpu,
+    )
+
+
+class KernelRejectionSampler(GrammarRejectionSampler):
     """In the place of a runner's own, with its sampler and its options.
 
     Attributes:
@@ -132,7 +193,9 @@ class KernelRejectionSampler(RejectionSampler):
             output.num_nans = void_tokens(broken, input_batch.cu_num_logits, output.num_sampled)
             return output
         tokens, positions = self._inputs(input_batch)
-        judged = tokens if invalid_drafts is None else tokens.masked_fill(invalid_drafts, -1)
+        judged = tokens
+        if invalid_drafts is not None:
+            judged = tokens.masked_fill(unjudged(invalid_drafts, logits, tokens), -1)
         temperature, seeds, min_p = self._options.of(self.sampler.sampling_states, slots)
         batch = Batch(
             logits=logits,
@@ -172,14 +235,7 @@ class KernelRejectionSampler(RejectionSampler):
         rows = input_batch.logits_indices
         if not _has_drafts(input_batch):
             return input_batch.input_ids[rows], input_batch.positions[rows]
-        return gather_draft_sampled(
-            input_batch.input_ids,
-            input_batch.positions,
-            rows,
-            input_batch.expanded_idx_mapping,
-            input_batch.expanded_local_pos,
-            self.sampler.req_states.prefill_len.gpu,
-        )
+        return gather_inputs(input_batch, self.sampler)
 
     def _verify_batch(self, batch: Batch, input_batch: Any, tokens: torch.Tensor) -> Verdict:
         """At once or, where processed rows would take more memory than vLLM allows itself, some

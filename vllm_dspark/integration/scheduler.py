@@ -26,6 +26,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.structured_output.utils import strip_speculative_padding
 
 from vllm_dspark.integration.broken_requests import BrokenRequests
 from vllm_dspark.integration.depth_plan import DepthPlan
@@ -197,3 +198,17 @@ class DSparkScheduler(BrokenRequests, DepthScheduling, AsyncScheduler):
 
 class DSparkSyncScheduler(BrokenRequests, DepthScheduling, Scheduler):
     """The same without asynchronous scheduling."""
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Take the drafts of a step; see vLLM's, which cuts a block before the first draft that a
+        grammar rejects. That draft stays, as a placeholder: see `GrammarRejectionSampler`."""
+        super().update_draft_token_ids(draft_token_ids)
+        drawn = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
+        for name, drafts in drawn:
+            request = self.requests.get(name)
+            if request is None or request.is_finished() or request.is_prefill_chunk:
+                continue
+            if not request.use_structured_output:
+                continue
+            if len(request.spec_token_ids) < len(strip_speculative_padding(drafts)):
+                request.spec_token_ids = [*request.spec_token_ids, -1]
