@@ -21,6 +21,7 @@ from tests.test_draft_depth import speculator as speculator
 from tests.test_seams import RUNNER
 from tests.test_seams import vllm as vllm
 from tests.vllm_sources import Sources
+from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.integration.depth_hooks import DepthHooks, make_meter
 from vllm_dspark.integration.draft_depth import of_one_length, plan_within
 from vllm_dspark.integration.proposer import DSparkProposer
@@ -140,3 +141,9 @@ def test_the_runner_makes_the_targets_manager_first(vllm: Sources) -> None:
     target, _, rest = makes[0].partition("self.cudagraph_manager = ModelCudaGraphManager(")
     assert ".speculator.init_cudagraph_manager(" not in target
     assert ".speculator.init_cudagraph_manager(" in rest
+
+
+def test_updates_of_drafter_weights_are_refused_before_any_is_touched() -> None:
+    """Catches a server that says done, and drafts on with copies of the old ones."""
+    with pytest.raises(DSparkConfigError, match="start a server on the new drafter"):
+        HookedWorker().start_draft_weight_update()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.logging_utils.dump_input import prepare_object_to_dump
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
@@ -65,6 +66,15 @@ def test_model_stays_in_its_process() -> None:
     assert plan is not None
     assert plan.model is model
     assert take_plan(pickle.loads(pickle.dumps(sent))) == StepPlan((STEP,))
+
+
+def test_failed_step_prints_no_cost_tables() -> None:
+    """vLLM prints what a step was scheduled with. Catches a hundred kilobytes of them around the
+    error that an operator looks for."""
+    model = CostModel.default(7)
+    printed = prepare_object_to_dump(StepPlan((), model))
+    assert "CostModel(gamma=7)" in printed
+    assert len(printed) < 200
 
 
 def test_nothing_new_is_not_sent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.integration.depth_plan import DepthPlan
 from vllm_dspark.integration.draft_depth import DraftDepth, of_one_length
 from vllm_dspark.integration.input_kernels import inputs_compiled
@@ -46,6 +47,19 @@ class DepthHooks:
         if isinstance(runner.rejection_sampler, KernelRejectionSampler):
             runner.rejection_sampler.serve_all_steps(runner)
         return done
+
+    def start_draft_weight_update(self) -> None:
+        """See vLLM's.
+
+        Raises:
+            DSparkConfigError: always, before any weight is touched.
+        """
+        raise DSparkConfigError(
+            "vllm-dspark: a drafter's weights cannot be updated in a server that runs: what was "
+            "made of them at the start, CUDA graphs and FP8 copies, would stay. Fix: start a server"
+            " on the new drafter, or leave DSpark to vLLM's built-in one, additional_config "
+            '{"dspark": {"enabled": false}}.'
+        )
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """A step begins; see vLLM's. Warm-up steps are not planned by our scheduler."""

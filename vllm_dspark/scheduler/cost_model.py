@@ -274,6 +274,10 @@ class CostModel:
         verified = self._times.learn(shape, measured_ms - draft_ms, verify, whole=False)
         return self._times.learn(shape, draft_ms, draft, whole=False) and verified
 
+    def anon_repr(self) -> str:
+        """What vLLM prints of it when an engine fails, in the place of all of its tables."""
+        return f"CostModel(gamma={self.gamma})"
+
     def to_json(self, key: Mapping[str, str]) -> str:
         """The profile, for a cache. What was learned since belongs to the run and is left out.
 
