@@ -99,6 +99,12 @@ def test_free_drafts(value: float, budget: int) -> None:
     assert choose_budget(np.full((2, 3), value), [3, 3], np.ones(7), 2) == budget
 
 
+def test_early_stop_admits_nothing_that_gains_nothing() -> None:
+    """The first draft leaves Θ as it is, and a second one would double it. Catches a stop at losses
+    alone."""
+    assert early_stop_lengths([[0.5, 0.5]], [2], [1.0, 1.5, 1.0], 1.0).tolist() == [0]
+
+
 def test_no_drafts() -> None:
     """All lengths zero is a step without speculation, not an error."""
     survival = np.full((2, 3), 0.5)

@@ -266,6 +266,21 @@ def test_what_is_not_seen_returns_to_the_profile() -> None:
     assert (doubt[1:] <= np.diag(correction._prior)[1:] * 1.001).all()
 
 
+def test_returns_for_all_steps_that_one_stands_for() -> None:
+    """Every eighth of 800 is learned from, or each. Catches a return that counts those alone, and
+    takes eight times as long."""
+    left = []
+    for stands in (1, 8):
+        correction = Correction(GAMMA)
+        shares = correction.shares(4, 0, 0.9, 0.0, 0.0)
+        correction.learn(0.2, shares, (0,))
+        for _ in range(800 // stands):  # of what says nothing about any part
+            correction.learn(0.0, np.zeros_like(shares), (0,), stands=stands)
+        left.append(correction.at_tokens(np.array([4.0]))[0])
+    assert left[0] > 0
+    assert left[1] == pytest.approx(left[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 4, 100, 16384, 10**6])
 def test_every_size_has_a_factor(tokens: int) -> None:
     """Also past the last node, and between two."""

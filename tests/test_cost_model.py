@@ -50,6 +50,16 @@ def test_context_is_priced_by_itself() -> None:
     assert extra == pytest.approx(64 * 31700 * 5e-5, rel=0.05)
 
 
+def test_drafter_reads_no_context_where_it_does_not_draft() -> None:
+    """Its attention takes 10 µs for a token of context. Catches that price put on steps of depth 0,
+    which only write their own context."""
+    steps = [shape(r, d, c) for r in (1, 4) for d in (0, 1) for c in (100, 1000)]
+    draft_ms = [1 + 0.01 * step.context_tokens if step.depth else 0.0 for step in steps]
+    cost = CostModel([StepSample(s, 5.0, ms) for s, ms in zip(steps, draft_ms, strict=True)], (), 1)
+    longer = cost.draft_ms(1, np.array([0, 1]), 1000, 1) - cost.draft_ms(1, np.array([0, 1]), 0, 1)
+    assert longer == pytest.approx([0.0, 10.0], rel=0.01, abs=1e-9)
+
+
 def test_the_median_of_repeats_counts() -> None:
     """One replay of five that took 50 times as long, in every shape."""
     spoilt = [

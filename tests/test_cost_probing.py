@@ -88,6 +88,14 @@ def test_a_probe_lasts_until_times_arrived() -> None:
     assert len([d for d in Run(timed=False).show(40, 64) if d >= 0]) == OFTEN.most_steps
 
 
+def test_another_load_ends_a_probe() -> None:
+    """Its times would be of no use. Catches a probe that is carried over to a load it was not begun
+    for."""
+    run = Run(timed=False)
+    assert min(run.show(10, 64)[-2:]) >= 0
+    assert run.show(1, 200) == [-1]
+
+
 def test_depth_0_comes_first_and_is_learned() -> None:
     """At 256 requests with one draft that pays by 5 %. Without drafts a step takes 30 % less than
     anyone knew: it is found out, and the choice follows."""
@@ -97,6 +105,24 @@ def test_depth_0_comes_first_and_is_learned() -> None:
     assert first[: OFTEN.times] == [0] * OFTEN.times
     run.show(200, 256)
     assert run.policy.depth == 0
+
+
+@pytest.mark.parametrize(("factor", "interval"), [(1.0, 1000), (0.7, 500)])
+def test_what_nobody_predicted_starts_over(factor: float, interval: int) -> None:
+    """Depth 0 takes what was predicted, and the interval doubles, or 30 % less, and it stays the
+    shortest. Catches a surprise that is not noticed, and one that is seen in every probe."""
+    run = Run(CostProbeSettings(share=0.9, interval=500, longest=4000))
+    run.factors[0] = factor
+    assert run.show(14, 256)[8:11] == [0, 0, 0]
+    assert run.policy.cost_probes.interval == interval
+
+
+def test_depth_0_in_doubt_waits_for_no_interval() -> None:
+    """Another depth was probed just now, and the next is due in 1000 steps. Catches depth 0 held
+    back with the others."""
+    run = Run(CostProbeSettings(share=0.9, interval=1000, longest=1000))
+    assert max(run.show(20, 128)) > 0
+    assert 0 in run.show(60, 128, np.cumprod(np.full(GAMMA, 0.35)))
 
 
 @pytest.mark.parametrize("share", [0.002, 0.01])

@@ -93,6 +93,16 @@ def test_a_missed_floor_is_urgent() -> None:
         assert settled == 5
 
 
+def test_a_floor_is_kept_with_those_that_wait() -> None:
+    """One draft gives each of 4 requests 266 tok/s, and each of the 16 that run in the next step
+    251. Catches a speed that is shared out among the running ones alone."""
+    slow = Hysteresis(patience=5, urgent=100.0)
+    for waiting, expected in ((0, 1), (12, 5)):
+        chosen = policy(Goal("floor", 258.0), hysteresis=slow)
+        assert choose(chosen, 256) == 1
+        assert choose(chosen, 4, waiting=waiting) == expected
+
+
 def test_waiting_requests_count_as_running() -> None:
     """16 run, 240 wait. They are let in, and the depth is that of 256; unless only 16 may run,
     or memory holds no more, where 16 stay 16."""

@@ -73,3 +73,16 @@ def test_noise_is_learned_and_bounded(noise: float) -> None:
     for _ in range(500):
         gate.judge(0.0, 0.0, 1)
     assert gate.noise == NOISE_LEAST
+
+
+def test_a_new_regime_may_have_other_noise() -> None:
+    """Hardly any was left. Catches what was learned of it that is kept, so that the first times of
+    the new one are refused."""
+    gate = Gate()
+    for _ in range(200):
+        gate.judge(0.0, 0.0, 1)
+    assert gate.noise == NOISE_LEAST
+    for _ in range(REGIME_STEPS):
+        gate.judge(2.0, 0.0, 1)
+    assert gate.regimes == 1
+    assert gate.noise == NOISE_FIRST

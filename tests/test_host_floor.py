@@ -7,6 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from tests import step_cases
+from tests.step_cases import shape
+from vllm_dspark.scheduler.cost_model import CostModel
+from vllm_dspark.scheduler.gate import REGIME_STEPS
 from vllm_dspark.scheduler.host_floor import AGREE, GUESS, HostFloor
 
 NOISE = 0.05
@@ -86,6 +90,25 @@ def test_a_few_long_times_raise_nothing(times: int) -> None:
     assert floor.regimes == 1
 
 
+def test_times_far_above_a_known_floor_take_longer_to_believe() -> None:
+    """As many as anywhere, not the few that raise one in doubt. Catches a burst of pauses that is
+    taken for a slower host."""
+    run = Run()
+    run.show(4, 200)
+    known, pause = run.floor.ms(4), 3 * host_ms(4)
+    for _ in range(REGIME_STEPS - 1):
+        assert run.floor.observe(4, pause, math.log(pause / device_ms(4)), NOISE) is None
+    assert run.floor.ms(4) == known
+
+
+def test_a_time_of_the_device_ends_a_row_of_long_ones() -> None:
+    """Two pauses, a normal step, two pauses. Catches times that agree over whatever came between,
+    which pauses do in the end."""
+    floor = HostFloor(5.0)
+    said = [floor.observe(4, ms, math.log(ms / 5), NOISE) for ms in (15.0, 15.0, 5.0, 15.0, 15.0)]
+    assert said == [None, None, "device", None, None]
+
+
 def test_one_short_time_refutes_it() -> None:
     """Times are never too short by chance: what had been learned falls at once."""
     run = Run()
@@ -129,6 +152,50 @@ def test_doubt_returns_while_nothing_is_drafted() -> None:
     assert sure < 0.05 < 0.4 < run.floor.doubt(4) < 1.1
     run.floor.forget()
     assert run.floor.doubt(4) >= 1.0
+
+
+def test_several_steps_of_rest_at_once() -> None:
+    """As if they had been told one by one. Catches a step that stands for others and counts as
+    one."""
+    one, other = Run(), Run()
+    for run in (one, other):
+        run.show(4, 100)
+    one.floor.rest(8)
+    for _ in range(8):
+        other.floor.rest()
+    assert one.floor.doubt(4) == pytest.approx(other.floor.doubt(4), rel=1e-3)
+
+
+def drafting() -> CostModel:
+    """A cost model that saw steps that draft, as profiled, and knows by them where the floor is
+    not."""
+    cost, step = step_cases.model(), shape(16, 3)
+    for _ in range(100):
+        cost.observe(step, step_cases.step_ms(step))
+    return cost
+
+
+def test_steps_that_do_not_draft_bring_doubt_back_for_all_they_stand_for() -> None:
+    """Every eighth of 800 is learned from, or each. Catches a cost model that does not tell the
+    floor of those that were passed over."""
+    rest, doubt = shape(16, 0), []
+    for stands in (1, 8):
+        cost = drafting()
+        for _ in range(800 // stands):
+            cost.observe(rest, step_cases.step_ms(rest), stands=stands)
+        doubt.append(cost._times.floor.doubt(16))
+    assert doubt[1] == pytest.approx(doubt[0], rel=0.02)
+
+
+def test_a_new_regime_of_the_device_puts_the_floor_in_doubt() -> None:
+    """Steps without drafts take half as long again by now, and whoever slowed them down may have
+    slowed the host down too. Catches a floor that is as sure as before."""
+    cost, rest = drafting(), shape(16, 0)
+    assert cost._times.floor.doubt(16) < 0.9
+    for _ in range(REGIME_STEPS):
+        cost.observe(rest, 1.5 * step_cases.step_ms(rest))
+    assert cost.regimes == 1
+    assert cost._times.floor.doubt(16) > 0.99
 
 
 def test_any_times_leave_it_sane() -> None:

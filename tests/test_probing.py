@@ -56,6 +56,17 @@ def test_probes_cost_less_than_their_share(requests: int, share: float) -> None:
         assert 0 < extra < share * normal
 
 
+def test_what_is_saved_for_probes_is_bounded() -> None:
+    """For long there is nothing to probe, then nothing but: what was saved pays for one probe at
+    its longest. Catches a share that adds up, and is spent in one burst."""
+    chosen = policy(depths=(0, GAMMA), probes=ProbeSettings(share=0.05, interval=1, longest=1))
+    run(chosen, 2000, 64, np.zeros(GAMMA), age=np.zeros(GAMMA))
+    taken = run(chosen, 200, 64, np.zeros(GAMMA), age=NEVER_SEEN)
+    cost = {d: predicted(MODEL, shape(64, d)) for d in DEPTHS}
+    extra = sum(cost[drafted] - cost[depth] for depth, drafted in taken)
+    assert 0 < extra < 8 * (cost[GAMMA] - cost[0]) + 0.05 * 200 * cost[0]
+
+
 def test_a_probe_ends_when_it_grows_dear() -> None:
     """Eight steps were begun for one request. Then 256 run, at sixty times the extra cost: the
     probe must not go on at the old bill, however often that happens."""
@@ -114,6 +125,14 @@ def test_intervals_double_up_to_the_longest() -> None:
     assert gaps[:4].tolist() == [11, 21, 41, 81]
     assert set(gaps[3:]) == {81}
     assert chosen.probes.interval == 80
+
+
+def test_what_counts_as_stale_grows_with_the_interval() -> None:
+    """Seen 15 steps ago, with an interval of 10 that becomes 20: one probe. Catches staleness that
+    goes by the shortest interval for good."""
+    chosen = policy(probes=ProbeSettings(share=0.9, interval=10, longest=40))
+    taken = run(chosen, 300, 64, np.zeros(GAMMA), age=np.full(GAMMA, 15.0))
+    assert len(probes(taken)) == 1
 
 
 @pytest.mark.parametrize("requests", [32, 128])

@@ -77,6 +77,24 @@ def test_a_few_more_or_less_are_scaled(requests: int) -> None:
     assert standing.take(load) == load.drafts
 
 
+def test_steady_is_the_scaled_number() -> None:
+    """All drafts are chosen, of a few requests less too. Catches a comparison with the number
+    itself, to which every request that comes or goes is a change."""
+    few, standing = Load(30, 210, 30, 7), Standing(8)
+    for load in (DECODE, few):
+        standing.take(load)
+        standing.put(load, load.drafts)
+    assert standing.take(few) == few.drafts
+
+
+def test_another_load_starts_with_one_step() -> None:
+    """Half of everything. Catches steps that a steady choice had earned for the load before."""
+    standing = Standing(8)
+    standing.take(DECODE)
+    assert [steps_until_chosen(standing, 90) for _ in range(3)] == [1, 2, 4]
+    assert steps_until_chosen(standing, 45, Load(16, 112, 16, 7)) == 1
+
+
 def test_prefills_in_between_do_not_end_it() -> None:
     """Steps with one and without may come in turn: each has a choice of its own, and both grow
     older with every step."""

@@ -37,6 +37,13 @@ def test_another_kind_is_learned_from_at_once(other: tuple[int, int, int]) -> No
     assert taken(thinning, 4, other) == [1, 1, 1, 0]
 
 
+def test_what_was_passed_over_is_accounted_for_by_another_kind() -> None:
+    """Two steps of the kind before, and its own. Catches a change of kind that forgets them."""
+    thinning = Thinning(every=4, known=3)
+    assert taken(thinning, 5) == [1, 1, 1, 0, 0]
+    assert taken(thinning, 1, (64, 128, 2)) == [3]
+
+
 def test_a_little_more_or_less_is_the_same_kind() -> None:
     thinning = Thinning(every=4, known=3)
     taken(thinning, 7)

@@ -234,6 +234,20 @@ def test_nothing_stands_with_a_grammar() -> None:
             policy.choose(slots, drafts, 2, 2, 100)
 
 
+def test_a_step_with_a_grammar_ends_what_stands() -> None:
+    """Catches a choice from before it, which would go on to stand in the step after."""
+    policy = VerificationPolicy(4, 3, PlainCalibrator(), Prices(1.0), stands=8)
+    for slot in range(3):
+        policy.add_request(slot, 0, constrained=slot == 2)
+    slots, drafts = ints(0, 1), ints(3, 3)
+    for _ in range(4):
+        if policy.standing(slots, drafts) is None:
+            policy.choose(slots, drafts, 2, 2, 100)
+    assert policy.standing(slots, drafts) == 6
+    policy.choose(ints(1, 2), drafts, 2, 2, 100)
+    assert policy.standing(slots, drafts) is None
+
+
 def test_many_blocks_are_not_all_told() -> None:
     """The newest are enough for a mean; the others are never told."""
     policy = make(slots=100)
@@ -328,6 +342,16 @@ def test_length_that_a_grammar_cut_does_not_change_the_budget() -> None:
         assert policy.costs.asked[-1][-1] == 6  # candidates
         assert policy.allocate(ints(0, 1), drafts, 6).tolist() == [cut, 3]
     assert budgets == {3}
+
+
+def test_no_more_is_verified_than_a_grammar_left() -> None:
+    """The budget is chosen for the whole block, of which one draft is left. Catches drafts counted
+    that no step has."""
+    policy = make(step_ms=(1.0,))
+    policy.add_request(0, 0, constrained=True)
+    policy.drafted(0, ints(0, 1), 3)
+    assert policy.choose(ints(0, 1), ints(1, 3), 2, 2, 0) == 4
+    assert policy.costs.asked[-1][-1] == 6  # candidates
 
 
 @pytest.mark.parametrize("cls", [FixedPolicy, VerificationPolicy])
