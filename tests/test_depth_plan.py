@@ -144,6 +144,12 @@ def test_schedule_of_vllms_own_is_drafted_block_by_block() -> None:
     assert plan.describe() == "by vLLM's schedule"
 
 
+def test_schedule_of_vllms_own_drafts_no_more_than_a_block() -> None:
+    """An entry above γ means γ. Catches a depth that the drafter has no positions for."""
+    plan, _ = settled(speculative_config__num_speculative_tokens_per_batch_size=[(1, 8, 9)])
+    assert plan.depths == (GAMMA,)
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "floor"),
     [

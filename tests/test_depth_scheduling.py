@@ -6,11 +6,13 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
 from tests.scheduling import Scheduling, pair
+from vllm_dspark.integration.step_report import StepReport, TimedStep
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,49 @@ def test_rejections_by_a_grammar_count(folder: Path) -> None:
             steps += 1
         on.scheduler.update_from_output(step, output)
     assert on.scheduler.controller._survival[0] < before[0] / 2
+
+
+def test_what_broken_logits_reject_does_not_count(folder: Path) -> None:
+    """It says nothing about the drafter; the same rejection of a sound request does. Catches an
+    engine that stops drafting because the target is broken."""
+    on = Scheduling(folder, dspark={"verification": "all"})
+    on.starts()
+    on.add("a", [1, 2], most=100)
+    on.step()
+    step = on.scheduler.schedule()
+    assert step.scheduled_spec_decode_tokens
+    before = on.scheduler.controller._survival.copy()
+    on.scheduler.broken = frozenset({"a"})
+    on.scheduler._count_outcomes(step, on.output(step))
+    np.testing.assert_array_equal(on.scheduler.controller._survival, before)
+    on.scheduler.broken = frozenset()
+    on.scheduler._count_outcomes(step, on.output(step))
+    assert on.scheduler.controller._survival[0] < before[0]
+
+
+def test_workers_hear_of_a_time_once(folder: Path) -> None:
+    """A step that costs were learned from goes out with the next plan alone. Catches workers that
+    learn from it again with every step."""
+    on = Scheduling(folder)
+    on.starts()
+    on.add("a", [1, 2])
+    on.step()
+    timed = TimedStep(1, 1, 2, 1, 0, 5.0, True)
+    on.scheduler._learn(StepReport(steps=(timed,)))
+    assert [on.step()[0].dspark_plan.steps for _ in range(2)] == [(timed,), ()]
+
+
+def test_room_is_reserved_for_the_depth_that_fits(folder: Path) -> None:
+    """Where blocks are short, vLLM takes as many as the block that is drafted writes to. Catches
+    room for the depth that was chosen before, which preempts the request after all."""
+    on = Scheduling(folder)
+    on.starts()
+    on.add("a", [1, 2])
+    on.step()
+    on.scheduler._room.fitting_depth = lambda depths: depths[-1]
+    step = on.scheduler.schedule()
+    assert on.scheduler.controller.depth > 0
+    assert step.num_spec_tokens_to_schedule == on.scheduler.num_lookahead_tokens == 0
 
 
 def test_context_follows_the_requests(folder: Path) -> None:

@@ -188,6 +188,18 @@ def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.Mo
     assert (tokens.dtype, positions.dtype) == (torch.int32, torch.int64)
 
 
+def test_most_drafts_are_those_of_the_requests_in_question() -> None:
+    """The largest number among them; γ where only the device knows. Catches a launch that is too
+    narrow for the longest block, and one that is as wide as another request's."""
+    made = KernelRejectionSampler(runner("triton"))
+    batch = SimpleNamespace(
+        logits_indices=np.arange(5), idx_mapping_np=np.arange(2), num_draft_tokens_per_req=None
+    )
+    assert made._most_drafts(batch) == 3
+    batch.num_draft_tokens_per_req = np.array([1, 2])
+    assert [made._most_drafts(batch), made._most_drafts(batch, [0])] == [2, 1]
+
+
 @pytest.mark.parametrize(
     ("by_block", "proposal", "slots", "method"),
     [

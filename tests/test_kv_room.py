@@ -174,3 +174,11 @@ def test_steps_in_flight_are_counted() -> None:
     running[0].num_output_placeholders = 8
     assert room(running, free=0, held=2).fitting_depth(DEPTHS) == 0
     assert kept(running) == [0]
+
+
+def test_who_has_nothing_to_compute_is_passed_over() -> None:
+    """A request whose tokens are all computed takes no part in the step; the one behind it does.
+    Catches a count that ends at the first such request, and one of a block for it."""
+    done, other = Running("a", 32, drafts=0), Running("b", 24)
+    done.num_computed_tokens = 32  # a slot more would take a block
+    assert room([done, other], free=0, held=2).fitting_depth(DEPTHS) == 1

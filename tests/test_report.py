@@ -241,6 +241,17 @@ def test_which_arm_is_ours() -> None:
     assert list(comparison.arms)[-1] == "vllm-dspark"
 
 
+def test_built_in_speculation_is_a_rival() -> None:
+    """Ours is compared with the best of all others, vLLM's own adaptive one included. Catches
+    rivals that are fixed arms alone, over which ours looks better than it is."""
+    some = tiny()
+    some.arms["built-in adaptive"].runs[0].tokens_per_second = 400.0
+    comparison = Comparison(some, 1.0, "vllm-dspark")
+    found = comparison.ratio(1, comparison.rivals())
+    assert found is not None
+    assert (found.value, found.other) == (pytest.approx(330 / 400), "built-in adaptive")
+
+
 def test_geometric_mean() -> None:
     """2 and 8 make 4, not 5; nothing makes nothing."""
     assert geometric_mean([2, 8]) == pytest.approx(4)

@@ -28,6 +28,17 @@ def test_arms_and_runs_are_united() -> None:
     assert len(first.arms["a"].runs) == len(first.arms["b"].runs) == 1, "an input was changed"
 
 
+def test_runs_differ_by_temperature_and_repeat_too() -> None:
+    """Runs at one concurrency are all kept, and a start-up time that only the second file has.
+    Catches runs of another temperature or repeat that pass for one and the same."""
+    first = sweep({"a": arm("none", None, run(1, 10))})
+    others = run(1, 11, temperature=0.0), run(1, 12, repeat=1)
+    second = sweep({"a": arm("none", None, *others, startup_s=3.0)})
+    merged = merge([first, second]).arms["a"]
+    assert [r.tokens_per_second for r in merged.runs] == [10, 11, 12]
+    assert merged.startup_s == 3.0
+
+
 def test_every_provenance_is_kept() -> None:
     """Commands of all files, and of an arm that two files share, once each; merging twice too."""
 

@@ -44,6 +44,15 @@ def test_prompts_are_cut_to_what_a_step_takes() -> None:
     assert prefills[:5] == [True] * 4 + [False]
 
 
+def test_a_prompt_in_pieces_has_one_first_token() -> None:
+    """Only its last piece emits; each step has one row of logits a request. Catches a first token
+    for each piece, and rows for each token of the prompt or for none of it."""
+    one = replica(FixedDepth(0), engine(most_tokens=10))
+    run(one, [Request(prompt=25, output=2)])
+    assert one.totals.firsts == 1
+    assert [shape.logits_rows for shape, _ in one.shapes or []] == [1, 1, 1, 1]
+
+
 def test_no_more_run_than_there_is_room_for() -> None:
     one = replica(FixedDepth(0), engine(most_requests=3))
     ended = run(one, [Request(prompt=4, output=6) for _ in range(8)])

@@ -136,29 +136,35 @@ def test_other_engines_get_no_logger_of_ours(method: str | None, enabled: bool, 
     assert made == [[6], ["theirs"] + [DSparkStatLogger] * ours, True]
 
 
-def test_counts_start_over_with_every_stats() -> None:
+def started() -> DepthController:
+    """A controller that chooses among three depths."""
     controller = DepthController(GAMMA, Goal())
     controller.start((0, 1, 3), CostModel.default(GAMMA).to_json({}))
+    return controller
+
+
+def test_counts_start_over_with_every_stats() -> None:
+    controller = started()
     counts = SpeculationCounts(controller)
     for depth in (3, 3, 0):
         counts.scheduled(depth)
     counts.reported(StepReport(drafts=(2, 6, 4)))
     counts.reported(StepReport(drafts=(1, 3, 3), calibration=(None, 0.04)))
     controller.observe_survival([2.0] * GAMMA, [0.0] * GAMMA)  # no probabilities
+    assert controller.observe_step((4, 4, 40, 4, 0), 5.0, True)
     stats = counts.take(accepted=5)
     assert stats.steps == {3: 2, 0: 1}
     assert (stats.requests, stats.scheduled, stats.verified, stats.accepted) == (3, 9, 7, 5)
     assert stats.calibration_error == {"sampled": 0.04}
     assert stats.ignored == 1
-    assert stats.cost_error_percent is None
+    assert stats.cost_error_percent == controller.cost.error > 0
     nothing = counts.take(accepted=0)
     assert nothing == SpeculationStats(depth=controller.depth)
 
 
 def test_switches_and_probes_are_counted() -> None:
     """At a load where drafting does not pay, a probe is a step like any other but for its name."""
-    controller = DepthController(GAMMA, Goal())
-    controller.start((0, 1, 3), CostModel.default(GAMMA).to_json({}))
+    controller = started()
     counts = SpeculationCounts(controller)
     switched = probed = 0
     for n in range(3000):
@@ -178,6 +184,29 @@ def test_switches_and_probes_are_counted() -> None:
     controller.policy.switches = 2
     assert counts.take(accepted=0).switches == 2
     assert 0 < probed < 100
+
+
+def test_cost_error_is_told_once_in_a_while() -> None:
+    """With the first stats and every sixteenth after them, once there is an error. Catches a median
+    that is taken anew for each, and one that is not a number."""
+    controller = started()
+    assert SpeculationCounts(controller).take(0).cost_error_percent is None
+    assert controller.observe_step((4, 4, 40, 4, 0), 5.0, True)
+    counts = SpeculationCounts(controller)
+    told = [counts.take(0).cost_error_percent is not None for _ in range(33)]
+    assert [n for n, known in enumerate(told) if known] == [0, 16, 32]
+
+
+def test_a_probe_is_of_another_depth() -> None:
+    """While the policy probes, steps of the depth that it stands at are none. Catches a count of
+    every step in that time."""
+    controller = started()
+    counts = SpeculationCounts(controller)
+    assert controller.policy is not None
+    controller.policy.probing = True
+    for depth in (controller.policy.depth, controller.policy.depth + 1):
+        counts.scheduled(depth)
+    assert counts.take(0).probes == 1
 
 
 def test_calibration_error_goes_by_observations() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.verification_cases import PlainCalibrator, Prices
+from vllm_dspark.calibration.online import OnlineCalibrator
 from vllm_dspark.integration import step_clock
 from vllm_dspark.integration.step_clock import DeviceClock, HostClock
 from vllm_dspark.integration.step_meter import StepMeter
@@ -160,6 +161,15 @@ def test_trimmed_step_has_the_size_that_ran() -> None:
         assert (whole.tokens, whole.usual) == (8, True)
 
 
+def test_drafts_are_reported_with_their_own_step() -> None:
+    """Requests that have any, how many were scheduled, and how many were verified. Catches requests
+    without drafts that are counted, and counts that are told again by a step without drafts."""
+    managed = manager()
+    metered = meter(managed)
+    assert step(metered, {"a": 3, "b": 3, "c": 0}, managed, verified=2).drafts == (2, 6, 2)
+    assert step(metered, {"a": 0}, managed).drafts == ()
+
+
 def test_costs_learn_from_the_plan_alone() -> None:
     """Catches a rank that goes by its own clock."""
     managed = manager()
@@ -188,6 +198,31 @@ def test_survival_is_told_once_in_a_while() -> None:
     reports = [step(metered, {"a": 3}) for _ in range(25)]
     assert [n for n, report in enumerate(reports) if report.survival] == [0, 7, 15, 23]
     assert all(report.steps for report in reports[2:])
+
+
+def test_age_counts_steps_and_not_reports() -> None:
+    """Where survival is told every eighth step, each report has aged by eight. Catches an age that
+    grows by one a report, by which the scheduler would probe eight times too late."""
+    policy = VerificationPolicy(1, GAMMA, PlainCalibrator(), Prices(1.0))
+    policy.add_request(0, 0)
+    metered = StepMeter(GAMMA, manager(policy), CountedClock(), STARTUP, every=8)
+    slots = np.zeros(1, int)
+    for n in range(16):
+        policy.outcomes_arrived(n, slots, slots + 1, slots + GAMMA)
+        policy.confidences_arrived(n, slots, np.full((1, GAMMA), 0.5))
+        step(metered, {"a": GAMMA})
+    reports = [step(metered, {"a": 0}, depth=0) for _ in range(16)]
+    assert [report.age[0] for report in reports if report.age] == [8.0, 16.0]
+
+
+def test_calibration_is_told_once_in_a_while() -> None:
+    """By regime, every 128th step. Catches a look at the calibrator with every report, which takes
+    the host's time, and one that never comes."""
+    policy = VerificationPolicy(1, GAMMA, OnlineCalibrator(GAMMA), Prices(1.0))
+    metered = StepMeter(GAMMA, manager(policy), CountedClock(), STARTUP, every=8)
+    reports = [step(metered, {"a": 3}) for _ in range(256)]
+    assert [n for n, report in enumerate(reports) if report.calibration] == [127, 255]
+    assert len(reports[127].calibration) == len(OnlineCalibrator.REGIMES)
 
 
 def test_survival_of_blocks_that_are_over() -> None:
