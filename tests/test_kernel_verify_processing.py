@@ -16,7 +16,11 @@ from tests import verify_cases
 from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.integration import rejection, rejection_method
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
-from vllm_dspark.integration.rejection import KernelRejectionSampler, RejectionHooks
+from vllm_dspark.integration.rejection import (
+    GrammarRejectionSampler,
+    KernelRejectionSampler,
+    RejectionHooks,
+)
 from vllm_dspark.kernels.dispatch import VARIABLE
 
 VOCAB = 50
@@ -170,6 +174,20 @@ def test_who_verifies(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], 
     speculator = worker.model_runner.speculator
     assert speculator.kernels_after_weights
     assert speculator.followed is worker.model_runner.sampler.sampling_states
+
+
+def test_vllms_own_sampler_keeps_what_it_was_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it verifies, ours takes its place for the sake of grammars. Catches tokens without the
+    watermark that was asked for."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    worker = HookedWorker()
+    worker.model_runner = runner("auto")
+    theirs = worker.model_runner.rejection_sampler
+    theirs.watermark_key = 5
+    worker.load_model()
+    ours = worker.model_runner.rejection_sampler
+    assert type(ours) is GrammarRejectionSampler
+    assert vars(ours) == vars(theirs)
 
 
 def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,7 @@ class RejectionHooks:
                 runner.sampler = CheckedSampler(runner.sampler)
                 runner.rejection_sampler = KernelRejectionSampler(runner)
             elif type(runner.rejection_sampler) is RejectionSampler:
-                runner.rejection_sampler = GrammarRejectionSampler(
-                    runner.sampler, runner.speculative_config, runner.device
-                )
+                runner.rejection_sampler = GrammarRejectionSampler.of(runner.rejection_sampler)
             runner.speculator.follow(runner.sampler.sampling_states)
             _log("Triton kernels" if choice.triton else "vLLM's own kernels", choice.why)
 
@@ -111,6 +109,13 @@ class GrammarRejectionSampler(RejectionSampler):
     is 0: rejected like any other, it is followed by the residual, which is exact. Drafts behind it
     stay unjudged, for their rows know no grammar.
     """
+
+    @classmethod
+    def of(cls, theirs: RejectionSampler) -> GrammarRejectionSampler:
+        """One with all that vLLM's was made with, a watermark's key among it."""
+        made = cls.__new__(cls)
+        made.__dict__.update(theirs.__dict__)
+        return made
 
     def __call__(
         self,
