@@ -15,6 +15,7 @@ import pytest
 from tests import test_equivalence_features as features
 from tests.engine import MICRO, Request, counters, engine, run, tokens
 from tests.test_equivalence_heads import batch
+from tests.test_equivalence_preemption import REQUESTS as LONG
 from tests.verification_cases import Prices, RandomLengths, manager_of
 
 pytestmark = pytest.mark.engine
@@ -34,7 +35,7 @@ def traffic(llm: Any, plain: list[list[int]], policy: str) -> dict[str, list[Req
     if policy == "adaptive":
         return {"batch": batch(8)}
     eos = llm.get_tokenizer().eos_token_id
-    return {"batch": batch(8)} | features.scenarios(plain, eos)
+    return {"batch": batch(8), "long": LONG} | features.scenarios(plain, eos)
 
 
 def run_together(llm: Any, groups: dict[str, list[Request]]) -> dict[str, list[Any]]:
@@ -82,7 +83,8 @@ def outcomes() -> dict[str, Outcome]:
     return made
 
 
-CASES = [("adaptive", "batch"), *(("random", name) for name in ("batch", *features.NAMES))]
+NAMES = ("batch", "long", *features.NAMES)
+CASES = [("adaptive", "batch"), *(("random", name) for name in NAMES)]
 
 
 @pytest.mark.parametrize(("policy", "name"), CASES)

@@ -112,7 +112,7 @@ def test_files_without_settings_are_shown_but_not_extended(
     tmp_path: Path, measured: list[str]
 ) -> None:
     """A committed one is drawn again to the byte; its figures are not passed off as new ones."""
-    out, folder = tmp_path / "headline.json", RESULTS / "h200-8b"
+    out, folder = tmp_path / "headline.json", RESULTS / "h200-8b-whole"
     shutil.copy(folder / "headline.json", out)
     for drafters in (f"DSpark 1 layer={ONE}", f"another={ONE}"):
         words = measure(out, drafters, "--gamma", 3, "--max-tokens", 8)
