@@ -17,8 +17,8 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from tests.scheduling import Scheduling, pair
-from vllm_dspark.integration import rejection
-from vllm_dspark.integration.rejection import GrammarRejectionSampler, unjudged
+from vllm_dspark.integration import grammar_rejection
+from vllm_dspark.integration.grammar_rejection import GrammarRejectionSampler, unjudged
 from vllm_dspark.kernels.verify import Method, Verifier
 from vllm_dspark.kernels.verify_batch import Batch, DenseDraft
 
@@ -103,7 +103,7 @@ def test_vllms_own_sampler_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, tokens = torch.full((2, WORDS), -torch.inf), torch.tensor([1, 2])
     told: list[Any] = []
     monkeypatch.setattr(RejectionSampler, "__call__", lambda self, *args: told.append(args[3]))
-    monkeypatch.setattr(rejection, "gather_inputs", lambda *_: (tokens, tokens))
+    monkeypatch.setattr(grammar_rejection, "gather_inputs", lambda *_: (tokens, tokens))
     sampler = GrammarRejectionSampler.__new__(GrammarRejectionSampler)
     sampler.sampler = SimpleNamespace()
     sampler(logits, SimpleNamespace(), None, torch.tensor([False, True]))

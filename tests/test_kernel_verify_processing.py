@@ -15,12 +15,9 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from tests import verify_cases
 from vllm_dspark.config import DSparkConfigError
 from vllm_dspark.integration import rejection, rejection_method
+from vllm_dspark.integration.grammar_rejection import GrammarRejectionSampler
 from vllm_dspark.integration.processing import DeviceOptions, needs_processing
-from vllm_dspark.integration.rejection import (
-    GrammarRejectionSampler,
-    KernelRejectionSampler,
-    RejectionHooks,
-)
+from vllm_dspark.integration.rejection import KernelRejectionSampler, RejectionHooks
 from vllm_dspark.kernels.dispatch import VARIABLE
 
 VOCAB = 50
@@ -192,7 +189,7 @@ def test_vllms_own_sampler_keeps_what_it_was_made_with(monkeypatch: pytest.Monke
 
 def test_batches_without_drafts_launch_no_kernel_of_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row would be a variant of it that no warm-up has compiled."""
-    monkeypatch.setattr(rejection, "gather_draft_sampled", None)
+    monkeypatch.setattr(rejection, "gather_inputs", None)
     batch = SimpleNamespace(
         input_ids=torch.arange(50, 60, dtype=torch.int32),
         positions=torch.arange(20, 30),

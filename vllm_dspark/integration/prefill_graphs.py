@@ -60,11 +60,9 @@ def obstacle(vllm_config: Any) -> str | None:
     }
     if asked := [name for name, is_on in others.items() if is_on]:
         return f"it was not tried together with {asked[0]}"
-    if (problem := no_carrier(vllm_config)) is not None:
-        return problem
     if DSparkConfig.from_additional_config(vllm_config.additional_config).verification == "all":
         return "all drafts are verified, needed is adaptive verification"
-    return None
+    return no_carrier(vllm_config)
 
 
 def wrap_init_candidates(original: Callable[..., Any]) -> Callable[..., Any]:
